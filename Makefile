@@ -1,0 +1,65 @@
+# `make lab` and `make test` do everything; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8888
+BROWSER ?= yes
+BIN = $(VENV)/bin
+CELL_TIMEOUT = 120
+# A kernel starts in nbs/: a relative COURSE_DATA counts from here instead.
+ifdef COURSE_DATA
+export COURSE_DATA := $(abspath $(COURSE_DATA))
+endif
+NBVAL = $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test nbval export check clean-notebooks run bench address test-colab
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# Also the guard of every other target: runs only when pip has something to do.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This course needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Say which one to take: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+lab: $(VENV)/.installed  ## open the course in JupyterLab (PORT=8888, BROWSER=no on a server)
+	$(BIN)/jupyter lab nbs/00_start_here.ipynb --port=$(PORT) --config=tools/jupyter_server_config.py \
+	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter, tests
+	$(BIN)/python -m pytest tests
+
+nbval: $(VENV)/.installed  ## run every chapter and its assertions
+	$(NBVAL) nbs
+
+export: $(VENV)/.installed  ## write course_lib/ from the notebooks
+	$(BIN)/python tools/notebooks.py export
+
+check: $(VENV)/.installed  ## is course_lib/ what the notebooks export?
+	$(BIN)/python tools/notebooks.py check
+
+clean-notebooks: $(VENV)/.installed  ## drop volatile metadata, number cells
+	$(BIN)/python tools/notebooks.py clean
+
+run: $(VENV)/.installed  ## execute chapters and save them cleaned: make run NB="01 02" (all without NB)
+	$(BIN)/python tools/notebooks.py run $(NB)
+
+bench: $(VENV)/.installed  ## every benchmark, a ratio table each
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+address: $(VENV)/.installed  ## write the repository's address (URL=https://github.com/owner/name) into badges and installs
+	$(BIN)/python tools/notebooks.py address $(URL)
+	$(BIN)/python tools/notebooks.py export
+
+# Colab's versions, in an environment of their own; Colab runs Python 3.13.
+COLAB_PYTHON ?= $(or $(shell command -v python3.13),$(PYTHON))
+.venv-colab/.installed: pyproject.toml tests/colab-versions.txt
+	test -x .venv-colab/bin/python || $(COLAB_PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check -c tests/colab-versions.txt -e ".[notebooks]" pytest nbval scikit-learn
+	touch $@
+
+test-colab: .venv-colab/.installed  ## chapters and package tests on Colab's versions
+	$(MAKE) -o .venv-colab/.installed VENV=.venv-colab nbval
+	.venv-colab/bin/python -m pytest tests --ignore=tests/test_export.py --ignore=tests/browser
