@@ -18,13 +18,13 @@ from IPython.display import Markdown, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-# %% ../nbs/A2_live.ipynb #665125f3
+# %% ../nbs/A2_live.ipynb #68c2785e
 class LiveFigure:
     """A figure whose changing artists are blitted into an `ipywidgets.Image`.
 
     fig: a matplotlib `Figure`; artists: those that move (the rest is drawn once); alt: what the picture shows, for
     readers who cannot see it. Change artists with their own methods (`set_data`, …), then call `update()`; after a
-    change of anything else (limits, a title), call `redraw()`.
+    change of anything else (limits, a title), call `invalidate()` first.
     """
     def __init__(self, fig, artists, alt, quality=90):
         if not alt.strip(): raise ValueError("A live figure needs an alt text: say what it shows.")
@@ -33,16 +33,18 @@ class LiveFigure:
         for artist in self.artists: artist.set_animated(True)
         self.image = widgets.Image(format="jpeg", layout=widgets.Layout(width=f"{100 * fig.get_figwidth():.0f}px", max_width="100%"))
         self.image.add_class("live-figure")
-        self.redraw()
-
-    def redraw(self):
-        "Draw everything, keep the background, and send the picture."
-        self.canvas.draw()
-        self.background = self.canvas.copy_from_bbox(self.fig.bbox)
+        self.invalidate()
         self.update()
 
+    def invalidate(self):
+        "What does not move has changed: the next update draws everything anew."
+        self.background = None
+
     def update(self):
-        "Draw the changing artists over the background and send the picture."
+        "Draw the changing artists over the kept background and send the picture."
+        if self.background is None:
+            self.canvas.draw()
+            self.background = self.canvas.copy_from_bbox(self.fig.bbox)
         self.canvas.restore_region(self.background)
         for artist in self.artists: self.fig.draw_artist(artist)
         self.image.value = self.encode("jpeg", quality=self.quality, subsampling=0)

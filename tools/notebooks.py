@@ -110,14 +110,16 @@ def clean(paths):
 
 
 def run(paths):
-    "Execute in the folder of the notebooks, as JupyterLab does, and save only what ran to its end."
+    "Execute in the folder of the notebooks, as JupyterLab does; save only what ran to its end, with the time that took."
     for path in paths:
         nb = nbformat.read(path, as_version=4)
         start = time.perf_counter()
         NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(path.parent)}}, store_widget_state=False).execute()
+        seconds = time.perf_counter() - start
+        nb.cells[0].source = re.sub(r"(?<=Time to run: )\d+(?= seconds)", f"{seconds:.0f}", nb.cells[0].source)
         nbformat.write(nb, path)
         clean([path])
-        print(f"{path.name}: {time.perf_counter() - start:.1f} s")
+        print(f"{path.name}: {seconds:.1f} s")
 
 
 def address(url=None, root=ROOT):
