@@ -6,7 +6,7 @@
 __all__ = ['RANGES', 'add_scaled', 'sgd_step', 'hyperparameters', 'check_hyper', 'Optimizer', 'descend', 'parabola_explorer',
            'canyon_explorer', 'digits_explorer']
 
-# %% ../nbs/02_sgd.ipynb #a0934bac
+# %% ../nbs/02_sgd.ipynb #ce419f1f
 import difflib
 import inspect
 import math
@@ -21,7 +21,7 @@ from torch import nn
 
 from .data import TensorLoader
 from .live import LiveFigure, explore
-from .plots import COLORS, GHOST, INK
+from .plots import COLORS, GHOST, INK, styled
 
 # %% ../nbs/02_sgd.ipynb #b9fec0b6
 def add_scaled(p, x, scale):
@@ -34,7 +34,7 @@ def sgd_step(p, grad, state, *, lr):
     "Gradient descent (Cauchy, 1847; on noisy slopes Robbins and Monro, 1951): p ← p − lr · grad."
     add_scaled(p, grad, -lr)
 
-# %% ../nbs/02_sgd.ipynb #18dd090e
+# %% ../nbs/02_sgd.ipynb #5f5685a6
 RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1), "eps": (0, math.inf), "weight_decay": (0, math.inf)}  # low ≤ value < high
 
 
@@ -99,7 +99,7 @@ class Optimizer(torch.optim.Optimizer):
         for name in names:
             if name in self.hyper_names or name in known: continue
             near = difflib.get_close_matches(name, self.hyper_names, 1)
-            raise ValueError(f"Unknown hyperparameter {name!r}{f', did you mean {near[0]!r}' if near else ''}? "
+            raise ValueError(f"Unknown hyperparameter {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
                              f"{' → '.join(map(_name, self.steppers))} takes {', '.join(self.hyper_names) or 'none'}.")
 
     def add_param_group(self, param_group):
@@ -168,7 +168,7 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #e949cf77
+# %% ../nbs/02_sgd.ipynb #1bdc8a02
 def _outcome(factors, shrunk):
     "What becomes of a ball whose distance each step multiplies by these factors, one for each direction."
     if max(abs(f) for f in factors) > 1 + 1e-9: return "flies out"
@@ -185,12 +185,12 @@ class _RatePanels:
         factor_ax.set(xlabel="learning rate", ylabel="factor |1 − lr · curvature|", ylim=(0, 2), xlim=(rates[0], rates[-1]),
                       title="What one step does", xscale="log" if log else "linear")
         factor_ax.axhspan(1, 2, color="#F6E3DA", zorder=0)
-        factor_ax.text(.02, .98, "farther each step", transform=factor_ax.transAxes, va="top", color=INK, fontsize=11)
-        factor_ax.text(.02, .02, "closer each step", transform=factor_ax.transAxes, va="bottom", color=INK, fontsize=11)
+        factor_ax.text(.02, .98, "farther", transform=factor_ax.transAxes, va="top", color=INK, fontsize=11)
+        factor_ax.text(.02, .02, "closer", transform=factor_ax.transAxes, va="bottom", color=INK, fontsize=11)
         self.distances = [distance_ax.plot([], [], color=c, marker=m, ls="-", ms=4, label=n)[0] for n, c, m in zip(names, colors, markers)]
-        self.factors = [factor_ax.plot([], [], color=c, marker="", ls=s)[0] for c, s in zip(colors, ["-", "--"])]
+        self.factors = [factor_ax.plot([], [], color=c, ls=s)[0] for c, s in zip(colors, ["-", "--"])]
         self.here = [factor_ax.plot([], [], color=c, marker=m, ms=10, mec="white", ls="", zorder=5)[0] for c, m in zip(colors, markers)]
-        self.limit = factor_ax.axvline(1, color=INK, ls=":", marker="", lw=2)
+        self.limit = factor_ax.axvline(1, color=INK, ls=":", lw=2)
         self.limit_text = factor_ax.text(1, 1.75, "", ha="right", color=INK, fontsize=11, bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
         if len(names) > 1: distance_ax.legend(loc="upper right")
         self.artists = [*self.distances, *self.factors, *self.here, self.limit, self.limit_text]
@@ -213,18 +213,19 @@ class _RatePanels:
 def _plain_sgd(lr): return lambda params: Optimizer(params, [sgd_step], lr=lr)
 
 
+@styled
 def parabola_explorer(opt_func=_plain_sgd):
     """A ball on the parabola ½ · curvature · w², with sliders for learning rate, curvature and number of steps.
 
     opt_func: lr -> (parameters -> optimizer). `.state`: lr, curvature, n_steps, w and loss at the end, `factor` (what one
     step of plain SGD multiplies w by), `largest_stable_lr`, outcome.
     """
-    fig = Figure(figsize=(11, 3.7), layout="constrained", dpi=110, facecolor="white")
+    fig = Figure(figsize=(11, 3.7))
     valley_ax, distance_ax, factor_ax = fig.subplots(1, 3)
     panels = _RatePanels(distance_ax, factor_ax, ["w"], np.linspace(.01, 2.5, 400))
     w = np.linspace(-5, 5, 200)
     valley_ax.set(xlabel="weight w", ylabel="loss ½ · curvature · w²", xlim=(-5, 5), ylim=(-.7, 13), title="The ball")
-    [valley] = valley_ax.plot([], [], color=GHOST, marker="", ls="-", lw=2.5)
+    [valley] = valley_ax.plot([], [], color=GHOST, ls="-", lw=2.5)
     [trail] = valley_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
     [ball] = valley_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
     note = valley_ax.text(.5, .93, "", transform=valley_ax.transAxes, ha="center", va="top", color=INK, fontsize=12)
@@ -252,19 +253,20 @@ def parabola_explorer(opt_func=_plain_sgd):
                    lr=widgets.FloatSlider(.1, min=.01, max=2.5, step=.01), curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
                    n_steps=widgets.IntSlider(20, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #df8c9ee5
+# %% ../nbs/02_sgd.ipynb #428f5c55
+@styled
 def canyon_explorer(opt_func=_plain_sgd):
     """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
 
     opt_func: lr -> (parameters -> optimizer). `.state`: lr, steepness, n_steps, x, y and loss at the end, the factors of one step of
     plain SGD along and across, `largest_stable_lr`, outcome.
     """
-    fig = Figure(figsize=(11, 3.7), layout="constrained", dpi=110, facecolor="white")
+    fig = Figure(figsize=(11, 3.7))
     canyon_ax, distance_ax, factor_ax = fig.subplots(1, 3)
     panels = _RatePanels(distance_ax, factor_ax, ["along the floor (x)", "across (y)"], np.geomspace(.003, 1.5, 400), log=True)
     canyon_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2), title="The ball, from above")
     angle = np.linspace(0, 2 * math.pi, 80)
-    rings = [canyon_ax.plot([], [], color=GHOST, marker="", ls="-", lw=1)[0] for _ in range(7)]
+    rings = [canyon_ax.plot([], [], color=GHOST, ls="-", lw=1)[0] for _ in range(7)]
     [trail] = canyon_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
     [ball] = canyon_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
     [floor] = canyon_ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
@@ -295,24 +297,26 @@ def canyon_explorer(opt_func=_plain_sgd):
                    lr=widgets.FloatLogSlider(.05, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1), n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #6c6c657f
+# %% ../nbs/02_sgd.ipynb #98b543d6
+@styled
 def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
     """A network 784-50-10 trained on digits at every move of the learning rate.
 
     dls: `DataLoaders` of `TensorLoader`s; opt_func: lr -> (parameters -> optimizer). `.state`: lr, step, loss (mean of the last 20 batches),
     best_loss (lowest such mean), accuracy on up to 1,000 validation images (NaN until trained), diverged.
     """
-    fig = Figure(figsize=(11, 3.7), layout="constrained", dpi=110, facecolor="white")
+    fig = Figure(figsize=(11, 3.7))
     loss_ax, accuracy_ax = fig.subplots(1, 2, width_ratios=[1.4, 1])
     loss_ax.set(xlabel="batch", ylabel="training loss (nats)", xlim=(0, n_steps), ylim=(0, 4), title="The loss while it trains")
-    loss_ax.axhline(math.log(10), color=INK, ls=":", marker="", lw=1.5)
-    loss_ax.text(n_steps, math.log(10), "a blind guess", ha="right", va="bottom", color=INK, fontsize=11)
+    loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
+    guess = loss_ax.text(.99 * n_steps, 2.4, "a blind guess", ha="right", va="bottom", color=INK, fontsize=11, zorder=6,
+                         bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
     accuracy_ax.set(xlabel="learning rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 40), ylim=(0, 102), title="What each rate reached")
-    ghosts = [loss_ax.plot([], [], color=GHOST, marker="", ls="-", lw=1, alpha=.7)[0] for _ in range(5)]
-    [curve] = loss_ax.plot([], [], color=COLORS["blue"], marker="", ls="-", lw=2)
+    ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(5)]
+    [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2)
     [dots] = accuracy_ax.plot([], [], color=COLORS["blue"], marker="o", ls="", ms=8)
     [now] = accuracy_ax.plot([], [], color=COLORS["orange"], marker="D", ls="", ms=12, mec="white", zorder=5)
-    live = LiveFigure(fig, [*ghosts, curve, dots, now], alt="Left: training loss by batch for the chosen learning rate, earlier runs in grey. "
+    live = LiveFigure(fig, [*ghosts, curve, guess, dots, now], alt="Left: training loss by batch for the chosen learning rate, earlier runs in grey. "
                       "Right: the validation accuracy that each rate tried so far reached: low for tiny rates, high over a wide range, then a cliff.")
     valid_x, valid_y = dls.valid.x[:1000], dls.valid.y[:1000]
     tried, earlier = {}, []
