@@ -168,7 +168,7 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #1bdc8a02
+# %% ../nbs/02_sgd.ipynb #9dbf74f1
 def _outcome(factors, shrunk):
     "What becomes of a ball whose distance each step multiplies by these factors, one for each direction."
     if max(abs(f) for f in factors) > 1 + 1e-9: return "flies out"
@@ -250,10 +250,10 @@ def parabola_explorer(opt_func=_plain_sgd):
                                                f"after {s['n_steps']} steps w = {s['w']:.3g}. Largest stable rate: {s['largest_stable_lr']:.2f}.",
                    caption="Live figure. Move lr with the mouse, or click the slider and hold an arrow key: from crawling to flying out. Where does "
                            "the border go when you change the curvature?",
-                   lr=widgets.FloatSlider(.1, min=.01, max=2.5, step=.01), curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
+                   lr=widgets.FloatSlider(1.8, min=.01, max=2.5, step=.01), curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
                    n_steps=widgets.IntSlider(20, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #428f5c55
+# %% ../nbs/02_sgd.ipynb #e3524b25
 @styled
 def canyon_explorer(opt_func=_plain_sgd):
     """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
@@ -294,7 +294,7 @@ def canyon_explorer(opt_func=_plain_sgd):
     return explore(roll, live, words=lambda s: f"lr {s['lr']:.3f} {s['outcome']}: each step multiplies the distance along the floor by {s['factor_along']:.3f} and across by "
                                                f"{s['factor_across']:.2f}. Largest stable rate: {s['largest_stable_lr']:.3f}.",
                    caption="Live figure. The dotted line on the right is the speed limit that the walls set. How steep may they be for a ball that shall arrive in fifty steps?",
-                   lr=widgets.FloatLogSlider(.05, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
+                   lr=widgets.FloatLogSlider(.09, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1), n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
 
 # %% ../nbs/02_sgd.ipynb #98b543d6
