@@ -1,0 +1,103 @@
+"""Downloads that go wrong: one clear error, and nothing half written."""
+import subprocess
+import sys
+import time
+
+import pytest
+
+from course_lib import data
+from course_lib.data import DownloadError, course_data, mnist
+
+FAULTS = {"403": "403", "wrong bytes": "hash differs", "break off": "broke off after", "hang": "timed out",
+          "hang halfway": "timed out"}
+
+
+def files_under(folder): return sorted(p.name for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_download_gives_torchvisions_layout(mirror, tmp_path, small_mnist):
+    dls = mnist(tmp_path, device="cpu", batch_size=32)
+    assert [len(part.x) for part in (dls.train, dls.valid, dls.test)] == [100, 20, 40]
+    raw = tmp_path / "MNIST" / "raw"
+    assert {p.name: p.read_bytes() for p in raw.iterdir()} == small_mnist
+    n = len(mirror.requests)
+    mnist(tmp_path, device="cpu")
+    assert len(mirror.requests) == n == 4  # the second time nothing is fetched
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_leaves_nothing(mirror, tmp_path, fault):
+    mirror.fault = fault
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=FAULTS[fault]) as caught: mnist(tmp_path / "new")
+    assert time.monotonic() - start < 15  # the stall limit is 3 s; the rest is for busy machines
+    assert mirror.url in str(caught.value) and "train-images-idx3-ubyte" in str(caught.value)
+    assert files_under(tmp_path) == []
+
+
+def test_a_trickle_is_given_up(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "TRICKLE_S", 1)
+    mirror.fault = "trickle"
+    with pytest.raises(DownloadError, match="next to nothing"): mnist(tmp_path)
+    assert files_under(tmp_path) == []
+
+
+def test_the_next_mirror_is_tried(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.MNIST, "mirrors", ["http://127.0.0.1:9/", mirror.url])
+    assert mnist(tmp_path, device="cpu").name == "mnist"
+
+
+def test_a_broken_download_resumes_with_what_is_there(mirror, tmp_path, small_mnist):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(small_mnist["train-images-idx3-ubyte"])
+    mnist(tmp_path, device="cpu")
+    assert len(mirror.requests) == 3
+
+
+@pytest.mark.parametrize("fault", ["403", "wrong bytes", "break off"])
+def test_course_data_falls_back_and_says_why(mirror, tmp_path, capsys, fault):
+    mirror.fault = fault
+    dls = course_data(tmp_path, device="cpu", n_train=50)
+    said = capsys.readouterr().out
+    assert dls.name == "digits" and len(dls.train.x) == 50
+    assert said.count("\n") == 1 and "digits" in said and "cannot be downloaded" in said
+
+
+def test_a_folder_that_cannot_be_written_to(mirror, tmp_path, capsys):
+    (tmp_path / "file").write_text("I am no folder.")
+    with pytest.raises(DownloadError, match="cannot be written to.*COURSE_DATA"): mnist(tmp_path / "file")
+    assert course_data(tmp_path / "file", device="cpu").name == "digits"
+    assert (tmp_path / "file").read_text() == "I am no folder."
+
+
+def test_a_full_disk(mirror, tmp_path):
+    "A limit on the size of files stands in for it: the write fails midway, with the operating system's own error."
+    script = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+from torchvision.datasets import MNIST
+MNIST.mirrors, MNIST.resources = {[mirror.url]!r}, {data.MNIST.resources!r}
+from course_lib.data import DownloadError, mnist
+try: mnist({str(tmp_path)!r})
+except DownloadError as error: print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "cannot be written to" in done.stdout and "make room" in done.stdout, done.stderr
+    assert files_under(tmp_path) == []
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(path, content):
+        with open(path, "wb") as file: file.write(content[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data.Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt): data.write_whole(tmp_path / "name", b"whole")
+    assert files_under(tmp_path) == []
+
+
+def test_without_download_absence_is_said(mirror, tmp_path):
+    with pytest.raises(DownloadError, match="not there"): mnist(tmp_path, download=False)
+    assert mirror.requests == []
