@@ -29,7 +29,7 @@ lab: $(VENV)/.installed  ## open the course in JupyterLab (PORT=8888, BROWSER=no
 	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter, tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests
 
 nbval: $(VENV)/.installed  ## run every chapter and its assertions
 	$(NBVAL) nbs
@@ -47,7 +47,7 @@ run: $(VENV)/.installed  ## execute chapters and save them cleaned: make run NB=
 	$(BIN)/python tools/notebooks.py run $(NB)
 
 bench: $(VENV)/.installed  ## every benchmark, a ratio table each
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 address: $(VENV)/.installed  ## write the repository's address (URL=https://github.com/owner/name) into badges and installs
 	$(BIN)/python tools/notebooks.py address $(URL)

@@ -7,7 +7,8 @@ __all__ = ['STALL_S', 'TRICKLE_S', 'TRICKLE_BYTES_S', 'PACKAGE', 'CHECKOUT', 'de
            'affine', 'RandomAffine', 'DataError', 'DamagedFileError', 'DownloadError', 'read_idx', 'fetch',
            'write_whole', 'data_root', 'mnist', 'digits', 'course_data']
 
-# %% ../nbs/01_data.ipynb #4afc75fd
+# %% ../nbs/01_data.ipynb #9015156a
+import functools
 import gzip
 import hashlib
 import http.client
@@ -33,17 +34,19 @@ def default_device():
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/01_data.ipynb #135f4e55
+# %% ../nbs/01_data.ipynb #68c92246
 class TensorLoader:
     """Batches cut from tensors that are on the device already.
 
-    x: `[n, ...]`, y: `[n, ...]`, on one device; `transform(xb, yb) -> (xb, yb)` gets whole batches, which it may change.
+    x: `[n, ...]`, y: `[n, ...]`, on one device;
+    `transform(xb, yb) -> (xb, yb)` gets whole batches, which it may change.
     The order of an epoch depends on `(seed, epoch)` alone, on every device; `.epoch` counts the passes begun.
     Raises `ValueError` for lengths that differ and for a batch size that gives no batch.
     """
     def __init__(self, x, y, batch_size, shuffle=False, transform=None, drop_last=False, seed=0):
         if len(x) != len(y): raise ValueError(f"x holds {len(x)} items and y {len(y)}: every x needs its own y.")
-        if x.device != y.device: raise ValueError(f"x is on {x.device} and y on {y.device}: move them to one device first.")
+        if x.device != y.device:
+            raise ValueError(f"x is on {x.device} and y on {y.device}: move them to one device first.")
         try: self.batch_size = operator.index(batch_size)
         except TypeError: raise ValueError(f"batch_size must be a whole number, not {batch_size!r}.") from None
         if self.batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
@@ -67,7 +70,7 @@ class TensorLoader:
 
     def _batches(self, order):
         for rows in order.split(self.batch_size)[:len(self)]:
-            batch = self.x[rows], self.y[rows]  # indexing copies: whatever is done to a batch, the data set stays
+            batch = self.x.index_select(0, rows), self.y.index_select(0, rows)  # copies: the data set stays as it is
             yield self.transform(*batch) if self.transform else batch
 
     def __repr__(self):
@@ -81,10 +84,19 @@ class DataLoaders:
         self.train, self.valid, self.test, self.name = train, valid, test, name
 
     def __repr__(self):
-        parts = "".join(f"\n  {part}: {loader!r}" for part in ("train", "valid", "test") if (loader := getattr(self, part)) is not None)
+        parts = "".join(f"\n  {part}: {loader!r}" for part in ("train", "valid", "test")
+                        if (loader := getattr(self, part)) is not None)
         return f"DataLoaders {self.name!r}{parts}"
 
-# %% ../nbs/01_data.ipynb #0349911e
+# %% ../nbs/01_data.ipynb #f30668af
+@functools.lru_cache(8)
+def _positions(height, width, device, dtype):
+    "All pixels as (x, y, 1) from the centre, `[3, height · width]`, and what makes a pixel the unit of grid_sample."
+    rows, columns = ((torch.arange(m, device=device, dtype=dtype) - (m - 1) / 2) for m in (height, width))
+    positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), rows.new_ones(height * width)])
+    return positions, torch.tensor([2 / width, 2 / height], device=device, dtype=dtype)[:, None, None]
+
+
 def affine(x, angle, translate, scale, shear, fill=None):
     """Turn, shift, stretch and shear images, each by its own amounts: the map of torchvision's `affine`.
 
@@ -96,15 +108,14 @@ def affine(x, angle, translate, scale, shear, fill=None):
         raise ValueError(f"Expected float images [n, channels, height, width], got {x.dtype} {list(x.shape)}.")
     n, _, height, width = x.shape
     angle, (shear_x, shear_y) = torch.deg2rad(angle), torch.deg2rad(shear)
-    # forward: rotation · shear along y · shear along x · scale, about the centre; the first two have the entries a, b
+    # forward: rotation · shear along y · shear along x · scale, about the centre;
+    # the first two have the entries a, b
     a, b = torch.cos(angle - shear_y) / torch.cos(shear_y), torch.sin(angle - shear_y) / torch.cos(shear_y)
     c, d = -a * torch.tan(shear_x) - torch.sin(angle), -b * torch.tan(shear_x) + torch.cos(angle)
     inverse = torch.stack([d, -c, -b, a]).view(2, 2, n) / scale  # the determinant without the scale is 1
     offset = -(inverse * translate).sum(1, keepdim=True)
-    size = torch.tensor([width, height], device=x.device, dtype=x.dtype)
-    maps = torch.cat([inverse, offset], 1) * (2 / size)[:, None, None]  # grid_sample counts from -1 to 1
-    rows, columns = ((torch.arange(m, device=x.device, dtype=x.dtype) - (m - 1) / 2) for m in (height, width))
-    positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), torch.ones(height * width).to(rows)])
+    positions, unit = _positions(height, width, x.device, x.dtype)
+    maps = torch.cat([inverse, offset], 1) * unit
     grid = maps.permute(2, 0, 1).reshape(2 * n, 3) @ positions
     grid = grid.view(n, 2, height, width).permute(0, 2, 3, 1)
     fill = x.amin() if fill is None else fill
@@ -112,32 +123,43 @@ def affine(x, angle, translate, scale, shear, fill=None):
 
 
 class RandomAffine:
-    """A transform for `TensorLoader`: another random affine map for each image of a batch, as in `torchvision.transforms.RandomAffine`.
+    """A transform for `TensorLoader`: another random affine map for each image of a batch,
+    as in `torchvision.transforms.RandomAffine`.
 
-    degrees: rotation from `(-degrees, degrees)`, or a pair; translate: the largest shifts as shares of width and height;
+    degrees: rotation from `(-degrees, degrees)`, or a pair;
+    translate: the largest shifts as shares of width and height;
     scale: the range of the factor; shear: degrees along x, one number, a pair, or four numbers for x and y.
     Draws from torch's own random numbers of the device, so `torch.manual_seed` repeats it.
     """
     def __init__(self, degrees, translate=None, scale=None, shear=None, fill=None):
         pair = lambda v: (-v, v) if isinstance(v, (int, float)) else tuple(v)
         shear = pair(shear or 0)
-        ranges = {"degrees": pair(degrees), "translate": tuple(translate or (0, 0)), "scale": tuple(scale or (1, 1)),
+        ranges = {"degrees": pair(degrees),
+                  "translate": tuple(translate or (0, 0)),
+                  "scale": tuple(scale or (1, 1)),
                   "shear": shear if len(shear) == 4 else (*shear, 0, 0)}
         for name, values in ranges.items():
             if len(values) != (4 if name == "shear" else 2) or not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{name}: expected {'2 or 4' if name == 'shear' else 2} finite numbers, got {values}.")
+                raise ValueError(f"{name}: expected {'2 or 4' if name == 'shear' else 2} finite numbers, "
+                                 f"got {values}.")
             low_high = zip(values[::2], values[1::2])
-            if name != "translate" and any(low > high for low, high in low_high): raise ValueError(f"{name}: the range {values} is upside down.")
-        if not all(0 <= v <= 1 for v in ranges["translate"]): raise ValueError(f"translate: expected shares from 0 to 1, got {translate}.")
+            if name != "translate" and any(low > high for low, high in low_high):
+                raise ValueError(f"{name}: the range {values} is upside down.")
+        if not all(0 <= v <= 1 for v in ranges["translate"]):
+            raise ValueError(f"translate: expected shares from 0 to 1, got {translate}.")
         if min(ranges["scale"]) <= 0: raise ValueError(f"scale: expected positive factors, got {scale}.")
         self.ranges, self.fill = ranges, fill
 
     def __call__(self, xb, yb):
-        "images `[n, channels, height, width]` and targets -> images that are each turned in their own way, the same targets"
+        """images `[n, channels, height, width]` and targets
+        -> images that are each turned in their own way, the same targets
+        """
         n, _, height, width = xb.shape
         dx, dy = self.ranges["translate"]
         x_low, x_high, y_low, y_high = self.ranges["shear"]
-        limits = torch.tensor([self.ranges["degrees"], (-dx * width, dx * width), (-dy * height, dy * height), self.ranges["scale"],
+        limits = torch.tensor([self.ranges["degrees"],
+                               (-dx * width, dx * width), (-dy * height, dy * height),
+                               self.ranges["scale"],
                                (x_low, x_high), (y_low, y_high)], device=xb.device, dtype=xb.dtype)
         draws = torch.rand(6, n, device=xb.device, dtype=xb.dtype)
         angle, *translate, scale, shear_x, shear_y = limits[:, :1] + draws * (limits[:, 1:] - limits[:, :1])
@@ -145,7 +167,7 @@ class RandomAffine:
 
     def __repr__(self): return f"RandomAffine({', '.join(f'{k}={v}' for k, v in self.ranges.items())})"
 
-# %% ../nbs/01_data.ipynb #31c35897
+# %% ../nbs/01_data.ipynb #bef8ac26
 class DataError(RuntimeError): "Something about a data set on disk or on its way there."
 class DamagedFileError(DataError): "A file is there, but it is not what it should be."
 class DownloadError(DataError): "A file is not there and could not be fetched."
@@ -156,33 +178,43 @@ def read_idx(path):
     advice = f"Delete {path}; it is then fetched again."
     try: raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error: raise DamagedFileError(f"{path} cannot be read ({error.strerror}).") from error
-    if len(raw) < 4 or raw[:3].tolist() != [0, 0, 8]: raise DamagedFileError(f"{path} is no IDX file of bytes. {advice}")
+    if len(raw) < 4 or raw[:3].tolist() != [0, 0, 8]:
+        raise DamagedFileError(f"{path} is no IDX file of bytes. {advice}")
     start = 4 + 4 * int(raw[3])
     shape = raw[4:start].view(">u4").tolist() if len(raw) >= start else [0]
-    if len(raw) != start + math.prod(shape):
-        raise DamagedFileError(f"{path} should have {start + math.prod(shape):,} bytes and has {len(raw):,}. {advice}")
+    n_bytes = start + math.prod(shape)
+    if len(raw) != n_bytes:
+        raise DamagedFileError(f"{path} should have {n_bytes:,} bytes and has {len(raw):,}. {advice}")
     return torch.from_numpy(raw[start:]).view(shape)
 
-# %% ../nbs/01_data.ipynb #7940bbbf
+# %% ../nbs/01_data.ipynb #bb94192b
 STALL_S, TRICKLE_S, TRICKLE_BYTES_S = 3, 10, 2000
 
 
 def fetch(url, md5):
-    "The bytes behind `url`. Raises `DownloadError` when they do not come, come too slowly, or are not those of the hash."
+    """The bytes behind `url`.
+
+    Raises `DownloadError` when they do not come, come too slowly, or are not those of the hash.
+    """
     start, parts, received = time.monotonic(), [], 0
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "course_lib"}), timeout=STALL_S) as reply:
+        request = urllib.request.Request(url, headers={"User-Agent": "course_lib"})
+        with urllib.request.urlopen(request, timeout=STALL_S) as reply:
             while part := reply.read1(1 << 16):
                 parts.append(part)
                 received, elapsed = received + len(part), time.monotonic() - start
                 if elapsed > TRICKLE_S and received < TRICKLE_BYTES_S * elapsed:
                     raise DownloadError(f"{url} sends next to nothing ({received:,} bytes in {elapsed:.0f} s)")
             announced = reply.headers.get("Content-Length")
-    except urllib.error.HTTPError as error: raise DownloadError(f"{url} answers {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error: raise DownloadError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from error
-    if announced and received < int(announced): raise DownloadError(f"{url} broke off after {received:,} of {int(announced):,} bytes")
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"{url} answers {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from error
+    if announced and received < int(announced):
+        raise DownloadError(f"{url} broke off after {received:,} of {int(announced):,} bytes")
     data = b"".join(parts)
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5: raise DownloadError(f"{url} sends another file than the one expected (its hash differs)")
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+        raise DownloadError(f"{url} sends another file than the one expected (its hash differs)")
     return data
 
 
@@ -194,23 +226,26 @@ def write_whole(path, data):
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): make room there, or name another folder "
-                            "in the environment variable COURSE_DATA") from error
+        raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): make room there, "
+                            "or name another folder in the environment variable COURSE_DATA") from error
     finally:
         if part.exists(): part.unlink()
 
-# %% ../nbs/01_data.ipynb #90aa4963
+# %% ../nbs/01_data.ipynb #10b30d1b
 PACKAGE = Path(course_lib.__file__).resolve().parent
-CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "nbs").is_dir() and (PACKAGE.parent / "pyproject.toml").exists() else None
+CHECKOUT = (PACKAGE.parent if (PACKAGE.parent / "nbs").is_dir() and (PACKAGE.parent / "pyproject.toml").exists()
+            else None)
 
 
 def data_root(root=None):
     """The folder for data, and how to call it in a message: `(path, name)`.
 
-    `root` if given, else `$COURSE_DATA` (a relative one counts from the checkout), else `data/` in a checkout, else a cache folder.
+    `root` if given, else `$COURSE_DATA` (a relative one counts from the checkout),
+    else `data/` in a checkout, else a cache folder.
     """
     if root is not None: return Path(root).expanduser(), str(root)
-    if named := os.environ.get("COURSE_DATA"): return (CHECKOUT or Path()) / Path(named).expanduser(), "$COURSE_DATA"
+    if named := os.environ.get("COURSE_DATA"):
+        return (CHECKOUT or Path()) / Path(named).expanduser(), "$COURSE_DATA"
     if CHECKOUT: return CHECKOUT / "data", "data/"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "course_lib", "the cache folder"
 
@@ -232,47 +267,62 @@ def _mnist_files(folder, download):
         else: raise DownloadError(f"{path.name} is not there and cannot be downloaded: {'; '.join(problems)}")
     return paths
 
-# %% ../nbs/01_data.ipynb #908c94c4
+# %% ../nbs/01_data.ipynb #6a06b72a
 def _loaders(name, train, test, n_train, n_valid, device, batch_size, transform, seed):
-    "Split `valid` off, normalise by the training images, move to the device; train and test are `(uint8 images, targets)`."
+    """Split `valid` off, normalise by the training images, move to the device;
+    train and test are `(uint8 images, targets)`.
+    """
     images, targets = train
     n_valid = len(images) // 6 if n_valid is None else n_valid
     available = len(images) - n_valid
     n_train = available if n_train is None else n_train
-    if not 0 < n_valid < len(images): raise ValueError(f"n_valid must be from 1 to {len(images) - 1:,} with this data set, not {n_valid}.")
-    if not 0 < n_train <= available: raise ValueError(f"n_train must be from 1 to {available:,} with this data set, not {n_train}.")
-    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # the split is the same for every seed
+    if not 0 < n_valid < len(images):
+        raise ValueError(f"n_valid must be from 1 to {len(images) - 1:,} with this data set, not {n_valid}.")
+    if not 0 < n_train <= available:
+        raise ValueError(f"n_train must be from 1 to {available:,} with this data set, not {n_train}.")
+    # the split is the same for every seed
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     valid_rows, train_rows = shuffled[:n_valid], shuffled[n_valid:]
-    if n_train < available: train_rows = train_rows[torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:n_train]]
+    if n_train < available:
+        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:n_train]
+        train_rows = train_rows[drawn]
     parts = [(images[train_rows], targets[train_rows]), (images[valid_rows], targets[valid_rows]), test]
     device = default_device() if device is None else torch.device(device)
     std, mean = torch.std_mean(parts[0][0].float())
-    tensors = [(x.to(device).float().sub_(mean.item()).div_(std.item())[:, None], y.long().to(device)) for x, y in parts]
+    tensors = [(x.to(device).float().sub_(mean.item()).div_(std.item())[:, None], y.long().to(device))
+               for x, y in parts]
     return DataLoaders(TensorLoader(*tensors[0], batch_size, shuffle=True, transform=transform, seed=seed),
                        *(TensorLoader(*part, batch_size) for part in tensors[1:]), name=name)
 
 
-def mnist(root=None, device=None, batch_size=128, n_train=None, n_valid=None, transform=None, seed=0, download=True):
-    """MNIST (LeCun et al., 1998) as `DataLoaders`: images `[n, 1, 28, 28]` float32, normalised, and targets `[n]` int64, on the device.
+def mnist(root=None, device=None, batch_size=128, n_train=None, n_valid=None,
+          transform=None, seed=0, download=True):
+    """MNIST (LeCun et al., 1998) as `DataLoaders`:
+    images `[n, 1, 28, 28]` float32, normalised, and targets `[n]` int64, on the device.
 
-    root: see `data_root`; n_train: a random subset of the training images, drawn from `seed`; n_valid: how many are cut off for
-    validation, by default a sixth; transform: for training batches. Raises `DownloadError` where files are missing and cannot
-    be had, `DamagedFileError` where one is there but damaged.
+    root: see `data_root`; n_train: a random subset of the training images, drawn from `seed`;
+    n_valid: how many are cut off for validation, by default a sixth; transform: for training batches.
+    Raises `DownloadError` where files are missing and cannot be had,
+    `DamagedFileError` where one is there but damaged.
     """
     folder, _ = data_root(root)
     paths = _mnist_files(folder, download)
     parts = []
     for part in ("train", "t10k"):
         images, targets = (read_idx(paths[f"{part}-{kind}"]) for kind in ("images", "labels"))
-        if images.shape[1:] != (28, 28): raise DamagedFileError(f"{paths[f'{part}-images']} holds {list(images.shape)} instead of images [n, 28, 28].")
+        if images.shape[1:] != (28, 28):
+            raise DamagedFileError(f"{paths[f'{part}-images']} holds {list(images.shape)} "
+                                   "instead of images [n, 28, 28].")
         if targets.shape != images.shape[:1] or targets.max() > 9:
-            raise DamagedFileError(f"{paths[f'{part}-labels']} does not hold a digit from 0 to 9 for each of {len(images):,} images.")
+            raise DamagedFileError(f"{paths[f'{part}-labels']} does not hold a digit from 0 to 9 "
+                                   f"for each of {len(images):,} images.")
         parts.append((images, targets))
     return _loaders("mnist", *parts, n_train, n_valid, device, batch_size, transform, seed)
 
 
 def digits(device=None, batch_size=128, n_train=None, n_valid=None, transform=None, seed=0):
-    """The 1,797 digits that come with the course (Alpaydin and Kaynak, 1998), enlarged from 8×8 to MNIST's geometry; else like `mnist`.
+    """The 1,797 digits that come with the course (Alpaydin and Kaynak, 1998),
+    enlarged from 8×8 to MNIST's geometry; else like `mnist`.
 
     The last 300 are the test part.
     """
@@ -280,12 +330,15 @@ def digits(device=None, batch_size=128, n_train=None, n_valid=None, transform=No
     with np.load(next((place for place in places if place.exists()), places[0])) as file:
         small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
     large = F.interpolate(small[:, None].float(), size=(20, 20), mode="bicubic", align_corners=False)[:, 0]
-    images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)  # 20×20 in the middle, as MNIST's digits
-    return _loaders("digits", (images[:-300], targets[:-300]), (images[-300:], targets[-300:]), n_train, n_valid, device, batch_size, transform, seed)
+    # 20×20 in the middle, as MNIST's digits
+    images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)
+    return _loaders("digits", (images[:-300], targets[:-300]), (images[-300:], targets[-300:]),
+                    n_train, n_valid, device, batch_size, transform, seed)
 
 
 def course_data(root=None, **options):
-    """`mnist(root, **options)` where that is on disk or can be downloaded, else `digits(**options)`; prints which, and why.
+    """`mnist(root, **options)` where that is on disk or can be downloaded, else `digits(**options)`;
+    prints which, and why.
 
     Only absence falls back: a damaged file raises `DamagedFileError`.
     """
@@ -293,6 +346,7 @@ def course_data(root=None, **options):
     except DownloadError as error:
         options.pop("download", None)
         dls, why = digits(**options), f"embedded, since {textwrap.shorten(str(error), 150)}"
-    sizes = ", ".join(f"{len(getattr(dls, part).x):,} to {verb}" for part, verb in (("train", "train"), ("valid", "validate"), ("test", "test")))
+    verbs = {"train": "train", "valid": "validate", "test": "test"}
+    sizes = ", ".join(f"{len(getattr(dls, part).x):,} to {verb}" for part, verb in verbs.items())
     print(f"course_data: {dls.name}, images: {sizes} ({why})")
     return dls

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SLICE_S', 'LiveFigure', 'Explorer', 'explore']
 
-# %% ../nbs/A2_live.ipynb #73d98b71
+# %% ../nbs/A2_live.ipynb #f60329f8
 import asyncio
 import base64
 import html
 import inspect
+from contextlib import ExitStack
 from io import BytesIO
 from time import perf_counter
 
@@ -18,7 +19,7 @@ from IPython.display import Markdown, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-# %% ../nbs/A2_live.ipynb #68c2785e
+# %% ../nbs/A2_live.ipynb #d945777a
 class LiveFigure:
     """A figure whose changing artists are blitted into an `ipywidgets.Image`.
 
@@ -28,10 +29,12 @@ class LiveFigure:
     """
     def __init__(self, fig, artists, alt, quality=90):
         if not alt.strip(): raise ValueError("A live figure needs an alt text: say what it shows.")
-        self.fig, self.artists, self.alt, self.quality = fig, sorted(artists, key=lambda a: a.get_zorder()), alt, quality
+        self.fig, self.alt, self.quality = fig, alt, quality
+        self.artists = sorted(artists, key=lambda a: a.get_zorder())
         self.canvas = FigureCanvasAgg(fig)
         for artist in self.artists: artist.set_animated(True)
-        self.image = widgets.Image(format="jpeg", layout=widgets.Layout(width=f"{100 * fig.get_figwidth():.0f}px", max_width="100%"))
+        layout = widgets.Layout(width=f"{100 * fig.get_figwidth():.0f}px", max_width="100%")
+        self.image = widgets.Image(format="jpeg", layout=layout)
         self.image.add_class("live-figure")
         self.invalidate()
         self.update()
@@ -54,27 +57,30 @@ class LiveFigure:
         buffer = BytesIO()
         pixels = memoryview(self.canvas.buffer_rgba())
         height, width, _ = pixels.shape
-        Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1).convert("RGB").save(buffer, format, **options)
+        image = Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
+        image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #69024dab
+# %% ../nbs/A2_live.ipynb #c84e1fd2
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
 def _in_words(state):
     "The state as text, when nobody wrote a better sentence."
-    return " · ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in state.items())
+    return " · ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                      for name, value in state.items())
 
 
 class Explorer:
     """A function under sliders; `explore` makes one.
 
-    `.state`: the numbers behind the picture; `.error`: the exception of the last move, or None; `.controls`: the widgets by
-    name; `.figure`: the `LiveFigure`, or None; `.widget`: everything, for a layout of your own.
+    `.state`: the numbers behind the picture; `.error`: the exception of the last move, or None;
+    `.controls`: the widgets by name; `.figure`: the `LiveFigure`, or None;
+    `.widget`: everything, for a layout of your own.
     """
     def __init__(self, f, controls, figure=None, words=_in_words, caption=""):
         self.f, self.figure, self.words, self.caption = f, figure, words, caption
-        self.state, self.error, self._task, self._held = {}, None, None, False
+        self.state, self.error, self._task, self._held, self._page = {}, None, None, False, None
         self.controls = {name: self._control(name, spec) for name, spec in controls.items()}
         self._start = {name: control.value for name, control in self.controls.items()}
         self._line, self._alarm = widgets.HTML(), widgets.HTML()
@@ -91,7 +97,9 @@ class Explorer:
     def _control(name, spec):
         "A widget as it is; a tuple, list or bool as `ipywidgets.interact` reads it."
         control = spec if isinstance(spec, widgets.Widget) else widgets.interactive.widget_from_abbrev(spec)
-        if control is None: raise ValueError(f"Control {name!r}: expected a widget, (min, max[, step]), a list or a bool, got {spec!r}.")
+        if control is None:
+            raise ValueError(f"Control {name!r}: expected a widget, (min, max[, step]), a list or a bool, "
+                             f"got {spec!r}.")
         if not control.description: control.description = name.replace("_", " ")
         control.add_class(f"control-{name}")
         return control
@@ -110,7 +118,9 @@ class Explorer:
     def set(self, **values):
         "Move controls as a reader would, all of them at once; returns the state, raises what the function raised."
         unknown = values.keys() - self.controls.keys()
-        if unknown: raise ValueError(f"No control {', '.join(sorted(unknown))}; there are {', '.join(self.controls)}.")
+        if unknown:
+            raise ValueError(f"No control {', '.join(sorted(unknown))}; there are {', '.join(self.controls)}.")
+        self._hold_page()
         self._held = True
         try:
             for name, value in values.items(): self.controls[name].value = value
@@ -133,6 +143,23 @@ class Explorer:
         while self._task and not self._task.done(): await asyncio.wait([self._task])
         if self.error: raise self.error
         return self.state
+
+    def _hold_page(self):
+        """Let the page see the sliders once, when the cell is done.
+
+        A slider answers a value that is off its steps by the nearest that is on them. After a series of values such
+        answers would come late, and move the figure back.
+        """
+        try: loop = asyncio.get_running_loop()
+        except RuntimeError: return
+        if self._page is None:
+            self._page = ExitStack()
+            for control in self.controls.values(): self._page.enter_context(control.hold_sync())
+            loop.call_soon(self._release_page)
+
+    def _release_page(self):
+        page, self._page = self._page, None
+        page.close()
 
     def _moved(self, change):
         if not self._held: self._move()
@@ -161,7 +188,8 @@ class Explorer:
         finally: states.close()
 
     def _show(self, state):
-        if not isinstance(state, dict): raise TypeError(f"An explorer's function returns its state as a dict, not {type(state).__name__}.")
+        if not isinstance(state, dict):
+            raise TypeError(f"An explorer's function returns its state as a dict, not {type(state).__name__}.")
         if self.figure: self.figure.update()
         self._line.value = f'<div style="font-size: 110%" aria-live="polite">{html.escape(self.words(state))}</div>'
         self.state = state
@@ -169,23 +197,25 @@ class Explorer:
     def _fail(self, error):
         self.error = error
         text = html.escape(f"{type(error).__name__}: {error}")
-        self._alarm.value = f'<div role="alert" style="color: #D55E00; font-weight: bold">⚠ {text} (The picture is the one before.)</div>'
+        self._alarm.value = ('<div role="alert" style="color: #D55E00; font-weight: bold">'
+                             f'⚠ {text} (The picture is the one before.)</div>')
 
     def _ipython_display_(self):
         "One output for readers with a kernel (the widget) and without (the picture), and the caption for both."
-        bundle = {"text/plain": self.figure.alt if self.figure else self.caption or "Sliders, and a line that says their state.",
-                  "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}}
+        alt = self.figure.alt if self.figure else self.caption or "Sliders, and a line that says their state."
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+        bundle = {"text/plain": alt, "application/vnd.jupyter.widget-view+json": view}
         if self.figure: bundle["image/png"] = base64.b64encode(self.figure.encode("png", optimize=True)).decode()
-        display(bundle, raw=True, metadata={"image/png": {"alt": bundle["text/plain"]}})
+        display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if self.caption: display(Markdown(f"*{self.caption}*"))
 
 
 def explore(f, figure=None, *, words=_in_words, caption="", **controls):
     """Put `f` under sliders.
 
-    f: called with the controls' values at every move; returns the state, a dict of plain numbers, or, as a generator,
-    yields one state after the other while it works (in slices of 40 ms); figure: the `LiveFigure` whose artists `f`
-    moves; words: state -> the line under the picture; caption: Markdown; controls: widgets, or `(min, max, step)`, a list
-    or a bool as in `ipywidgets.interact`.
+    f: called with the controls' values at every move; returns the state, a dict of plain numbers, or,
+    as a generator, yields one state after the other while it works (in slices of 40 ms);
+    figure: the `LiveFigure` whose artists `f` moves; words: state -> the line under the picture;
+    caption: Markdown; controls: widgets, or `(min, max, step)`, a list or a bool as in `ipywidgets.interact`.
     """
     return Explorer(f, controls, figure, words, caption)

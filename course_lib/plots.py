@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['COLORS', 'INK', 'GHOST', 'STYLE', 'use_style', 'styled', 'png_bytes', 'show', 'show_images']
 
-# %% ../nbs/A1_plots.ipynb #0ce9cca9
+# %% ../nbs/A1_plots.ipynb #acacb77e
 import functools
 from io import BytesIO
 
 import matplotlib.pyplot as plt
-from cycler import cycler
 from IPython.display import Markdown, display
+from matplotlib import cycler
 
-# %% ../nbs/A1_plots.ipynb #450f40c1
-COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "amber": "#E69F00", "sky": "#56B4E9"}
+# %% ../nbs/A1_plots.ipynb #1508c972
+COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73",
+          "pink": "#CC79A7", "amber": "#E69F00", "sky": "#56B4E9"}
 INK = "#222222"      # text and axes
 GHOST = "#8C8C8C"    # what is only there to compare with
 
@@ -22,10 +23,12 @@ STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",  # opaque, for dark themes
     "figure.dpi": 110, "savefig.dpi": 110, "figure.figsize": (8, 4.2), "figure.constrained_layout.use": True,
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "legend.fontsize": 11, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E4E4E4", "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#E4E4E4", "axes.axisbelow": True,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "lines.linewidth": 2, "lines.markersize": 6, "image.cmap": "gray_r",
-    "axes.prop_cycle": cycler(color=list(COLORS.values()), linestyle=["-", "--", "-.", ":", (0, (8, 1.5)), (0, (1, 1))]),
+    "axes.prop_cycle": cycler(color=list(COLORS.values()),
+                              linestyle=["-", "--", "-.", ":", (0, (8, 1.5)), (0, (1, 1))]),
 }
 
 
@@ -41,7 +44,7 @@ def styled(f):
         with plt.rc_context(STYLE): return f(*args, **kwargs)
     return draw
 
-# %% ../nbs/A1_plots.ipynb #f20cbb22
+# %% ../nbs/A1_plots.ipynb #3e0dbfc1
 def png_bytes(fig):
     "The figure as PNG."
     buffer = BytesIO()
@@ -55,24 +58,28 @@ def show(fig, alt, caption):
     alt: what a reader who cannot see the picture needs to know; caption: one or two sentences of Markdown.
     Raises `ValueError` if either is empty.
     """
-    if not alt.strip() or not caption.strip(): raise ValueError("A figure needs an alt text and a caption, neither of them empty.")
+    if not alt.strip() or not caption.strip():
+        raise ValueError("A figure needs an alt text and a caption, neither of them empty.")
     display({"image/png": png_bytes(fig), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
     display(Markdown(f"*{caption}*"))
     plt.close(fig)
 
-# %% ../nbs/A1_plots.ipynb #3e3db278
+# %% ../nbs/A1_plots.ipynb #0de0326a
 def show_images(images, titles=None, ncols=8, *, alt, caption):
     """Show a sheet of images.
 
-    images: tensor `[n, height, width]`, `[n, 1, height, width]` or, in colour, `[n, 3, height, width]`, any value range;
-    titles: n short texts.
+    images: tensor `[n, height, width]`, `[n, 1, height, width]` or, in colour, `[n, 3, height, width]`,
+    any value range; titles: n short texts.
     """
     if images.ndim == 3: images = images[:, None]
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(f"Expected images of shape [n, height, width] or [n, 1 or 3, height, width], got {list(images.shape)}.")
-    if titles is not None and len(titles) != len(images): raise ValueError(f"{len(titles)} titles for {len(images)} images.")
+        raise ValueError("Expected images of shape [n, height, width] or [n, 1 or 3, height, width], "
+                         f"got {list(images.shape)}.")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images.")
     nrows = -(-len(images) // ncols)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(ncols, nrows * (1.3 if titles is not None else 1.05)), squeeze=False)
+    row_height = 1.3 if titles is not None else 1.05
+    fig, axes = plt.subplots(nrows, ncols, figsize=(ncols, nrows * row_height), squeeze=False)
     low, high = images.min().item(), images.max().item()
     for i, ax in enumerate(axes.flat):
         ax.axis("off")

@@ -34,18 +34,21 @@ def sgd_step(p, grad, state, *, lr):
     "Gradient descent (Cauchy, 1847; on noisy slopes Robbins and Monro, 1951): p ← p − lr · grad."
     add_scaled(p, grad, -lr)
 
-# %% ../nbs/02_sgd.ipynb #5f5685a6
-RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1), "eps": (0, math.inf), "weight_decay": (0, math.inf)}  # low ≤ value < high
+# %% ../nbs/02_sgd.ipynb #824ffbde
+RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1),  # low ≤ value < high
+          "eps": (0, math.inf), "weight_decay": (0, math.inf)}
 
 
 def hyperparameters(stepper):
     "The keyword-only arguments of a stepper: name -> default (`inspect.Parameter.empty` where there is none)."
     parameters = inspect.signature(stepper).parameters.values()
     kinds = [p.kind for p in parameters]
-    if kinds[:3] != [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3 or any(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds[3:]):
-        raise ValueError(f"{_name(stepper)}{inspect.signature(stepper)} is no stepper. Expected stepper(p, grad, state, *, lr, …): "
+    positional, keyword_only = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    if kinds[:3] != [positional] * 3 or any(kind is not keyword_only for kind in kinds[3:]):
+        raise ValueError(f"{_name(stepper)}{inspect.signature(stepper)} is no stepper. "
+                         "Expected stepper(p, grad, state, *, lr, …): "
                          "three arguments, and every hyperparameter after the asterisk.")
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {p.name: p.default for p in parameters if p.kind is keyword_only}
 
 
 def _name(stepper): return getattr(stepper, "__name__", repr(stepper))
@@ -54,9 +57,13 @@ def _name(stepper): return getattr(stepper, "__name__", repr(stepper))
 def check_hyper(name, value):
     "Raise `ValueError` unless `value` is a number, or a tensor of them, in the range of `name`."
     low, high = RANGES.get(name, (-math.inf, math.inf))
-    expected = f"finite and {'' if low == -math.inf else 'at least 0'}{' and below 1' if high == 1 else ''}".removesuffix(" and ")
+    at_least = "" if low == -math.inf else "at least 0"
+    below = " and below 1" if high == 1 else ""
+    expected = f"finite and {at_least}{below}".removesuffix(" and ")
     if isinstance(value, torch.Tensor):
-        if value.ndim > 1: raise ValueError(f"{name}: a tensor of hyperparameters has one axis, one value for each model; got shape {list(value.shape)}.")
+        if value.ndim > 1:
+            raise ValueError(f"{name}: a tensor of hyperparameters has one axis, one value for each model; "
+                             f"got shape {list(value.shape)}.")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number ({expected}) or a tensor of them, not {value!r}.")
     values = torch.as_tensor(value)
@@ -67,11 +74,14 @@ def check_hyper(name, value):
 class Optimizer(torch.optim.Optimizer):
     """An optimizer made of steppers.
 
-    params: parameters or parameter groups, as everywhere in PyTorch; steppers: functions `stepper(p, grad, state, *, lr, …)`, called
-    in this order for each parameter that has a gradient. A stepper changes `p` and its `state` (a dict for that parameter) in
-    place and returns nothing, or the gradient that the steppers after it shall see. hypers: values for their keyword-only
-    arguments; a tensor `[N]` gives each of the N models along the parameters' first axis its own.
-    Raises `ValueError` for a hyperparameter that is missing, unknown or out of range, and for parameters that cannot be stepped.
+    params: parameters or parameter groups, as everywhere in PyTorch;
+    steppers: functions `stepper(p, grad, state, *, lr, …)`, called in this order for each parameter that has
+    a gradient. A stepper changes `p` and its `state` (a dict for that parameter) in place and returns nothing,
+    or the gradient that the steppers after it shall see.
+    hypers: values for their keyword-only arguments;
+    a tensor `[N]` gives each of the N models along the parameters' first axis its own.
+    Raises `ValueError` for a hyperparameter that is missing, unknown or out of range,
+    and for parameters that cannot be stepped.
     """
     def __init__(self, params, steppers, **hypers):
         self.steppers = list(steppers)
@@ -82,13 +92,15 @@ class Optimizer(torch.optim.Optimizer):
             for name, default in named.items():
                 if default is inspect.Parameter.empty: continue
                 if name not in hypers and defaults.get(name, default) != default:
-                    raise ValueError(f"{name}: the steppers have different defaults, {defaults[name]} and {default} ({_name(stepper)}). Say which.")
+                    raise ValueError(f"{name}: the steppers have different defaults, "
+                                     f"{defaults[name]} and {default} ({_name(stepper)}). Say which.")
                 defaults[name] = default
         self._check_names(hypers)
-        params = list(params)
-        if not params:
-            raise ValueError("The optimizer got no parameters. Pass model.parameters(), and not a generator that was used up before.")
-        super().__init__(params, {**defaults, **hypers})
+        params = params if isinstance(params, torch.Tensor) else list(params)  # torch refuses a tensor, and says why
+        if len(params): super().__init__(params, {**defaults, **hypers})
+        if not len(params) or not any(group["params"] for group in self.param_groups):
+            raise ValueError("The optimizer got no parameters. Pass model.parameters(), "
+                             "and not a generator that was used up before.")
 
     @property
     def hyper_names(self):
@@ -100,23 +112,28 @@ class Optimizer(torch.optim.Optimizer):
             if name in self.hyper_names or name in known: continue
             near = difflib.get_close_matches(name, self.hyper_names, 1)
             raise ValueError(f"Unknown hyperparameter {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                             f"{' → '.join(map(_name, self.steppers))} takes {', '.join(self.hyper_names) or 'none'}.")
+                             f"{' → '.join(map(_name, self.steppers))} takes "
+                             f"{', '.join(self.hyper_names) or 'none'}.")
 
     def add_param_group(self, param_group):
         "As in PyTorch; the group may bring its own hyperparameters, and is checked as a whole."
         self._check_names(param_group, known=("params", "param_names", "initial_lr"))
         values = {**self.defaults, **param_group}
         for name in self.hyper_names:
-            if name not in values: raise ValueError(f"Missing hyperparameter {name!r}: {' → '.join(map(_name, self.steppers))} has no default for it.")
+            if name not in values:
+                raise ValueError(f"Missing hyperparameter {name!r}: "
+                                 f"{' → '.join(map(_name, self.steppers))} has no default for it.")
             check_hyper(name, values[name])
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for p in group["params"]:
-            if not p.is_floating_point(): raise ValueError(f"Cannot step a parameter of {p.dtype}: expected real floating point.")
+            if not p.is_floating_point():
+                raise ValueError(f"Cannot step a parameter of {p.dtype}: expected real floating point.")
             for name in self.hyper_names:
                 value = group[name]
                 if isinstance(value, torch.Tensor) and value.ndim and p.shape[:1] != value.shape:
-                    raise ValueError(f"{name} holds {len(value)} values, so every parameter needs a first axis of {len(value)} models; got {list(p.shape)}.")
+                    raise ValueError(f"{name} holds {len(value)} values, so every parameter needs "
+                                     f"a first axis of {len(value)} models; got {list(p.shape)}.")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -128,8 +145,11 @@ class Optimizer(torch.optim.Optimizer):
             shaped = {}  # a tensor [N] as [N, 1, …], made once for each number of axes
             for p in group["params"]:
                 if p.grad is None: continue
-                if p.grad.layout is not torch.strided: raise ValueError("Sparse gradients are not supported: use nn.Embedding(sparse=False).")
-                if p.ndim not in shaped: shaped[p.ndim] = [{name: _per_model(group[name], p.ndim) for name in named} for named in self._hypers]
+                if p.grad.layout is not torch.strided:
+                    raise ValueError("Sparse gradients are not supported: use nn.Embedding(sparse=False).")
+                if p.ndim not in shaped:
+                    shaped[p.ndim] = [{name: _per_model(group[name], p.ndim) for name in named}
+                                      for named in self._hypers]
                 grad, state = p.grad, self.state[p]
                 for stepper, hypers in zip(self.steppers, shaped[p.ndim]):
                     passed_on = stepper(p, grad, state, **hypers)
@@ -143,7 +163,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"This state belongs to another optimizer: it lacks {', '.join(sorted(lacking))}.")
         super().load_state_dict(state_dict)
 
-    def __getstate__(self): return {**super().__getstate__(), "steppers": self.steppers, "_hypers": self._hypers}  # for copies and pickles
+    def __getstate__(self):  # for copies and pickles
+        return {**super().__getstate__(), "steppers": self.steppers, "_hypers": self._hypers}
 
     def __repr__(self): return f"{' → '.join(map(_name, self.steppers))}\n{super().__repr__()}"
 
@@ -168,7 +189,7 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #9dbf74f1
+# %% ../nbs/02_sgd.ipynb #b515dad1
 def _outcome(factors, shrunk):
     "What becomes of a ball whose distance each step multiplies by these factors, one for each direction."
     if max(abs(f) for f in factors) > 1 + 1e-9: return "flies out"
@@ -181,17 +202,21 @@ class _RatePanels:
     def __init__(self, distance_ax, factor_ax, names, rates, log=False):
         self.rates, self.distance_ax = rates, distance_ax
         colors, markers = [COLORS["blue"], COLORS["orange"]], ["o", "s"]
-        distance_ax.set(xlabel="step", ylabel="distance from the floor", yscale="log", ylim=(1e-6, 1e3), title="How far from the floor?")
-        factor_ax.set(xlabel="learning rate", ylabel="factor |1 − lr · curvature|", ylim=(0, 2), xlim=(rates[0], rates[-1]),
-                      title="What one step does", xscale="log" if log else "linear")
+        distance_ax.set(xlabel="step", ylabel="distance from the floor", yscale="log", ylim=(1e-6, 1e3),
+                        title="How far from the floor?")
+        factor_ax.set(xlabel="learning rate", ylabel="factor |1 − lr · curvature|", ylim=(0, 2),
+                      xlim=(rates[0], rates[-1]), title="What one step does", xscale="log" if log else "linear")
         factor_ax.axhspan(1, 2, color="#F6E3DA", zorder=0)
         factor_ax.text(.02, .98, "farther", transform=factor_ax.transAxes, va="top", color=INK, fontsize=11)
         factor_ax.text(.02, .02, "closer", transform=factor_ax.transAxes, va="bottom", color=INK, fontsize=11)
-        self.distances = [distance_ax.plot([], [], color=c, marker=m, ls="-", ms=4, label=n)[0] for n, c, m in zip(names, colors, markers)]
+        self.distances = [distance_ax.plot([], [], color=c, marker=m, ls="-", ms=4, label=n)[0]
+                          for n, c, m in zip(names, colors, markers)]
         self.factors = [factor_ax.plot([], [], color=c, ls=s)[0] for c, s in zip(colors, ["-", "--"])]
-        self.here = [factor_ax.plot([], [], color=c, marker=m, ms=10, mec="white", ls="", zorder=5)[0] for c, m in zip(colors, markers)]
+        self.here = [factor_ax.plot([], [], color=c, marker=m, ms=10, mec="white", ls="", zorder=5)[0]
+                     for c, m in zip(colors, markers)]
         self.limit = factor_ax.axvline(1, color=INK, ls=":", lw=2)
-        self.limit_text = factor_ax.text(1, 1.75, "", ha="right", color=INK, fontsize=11, bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
+        self.limit_text = factor_ax.text(1, 1.75, "", ha="right", color=INK, fontsize=11,
+                                         bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
         if len(names) > 1: distance_ax.legend(loc="upper right")
         self.artists = [*self.distances, *self.factors, *self.here, self.limit, self.limit_text]
 
@@ -217,24 +242,29 @@ def _plain_sgd(lr): return lambda params: Optimizer(params, [sgd_step], lr=lr)
 def parabola_explorer(opt_func=_plain_sgd):
     """A ball on the parabola ½ · curvature · w², with sliders for learning rate, curvature and number of steps.
 
-    opt_func: lr -> (parameters -> optimizer). `.state`: lr, curvature, n_steps, w and loss at the end, `factor` (what one
-    step of plain SGD multiplies w by), `largest_stable_lr`, outcome.
+    opt_func: lr -> (parameters -> optimizer).
+    `.state`: lr, curvature, n_steps, w and loss at the end,
+    `factor` (what one step of plain SGD multiplies w by), `largest_stable_lr`, outcome.
     """
     fig = Figure(figsize=(11, 3.7))
     valley_ax, distance_ax, factor_ax = fig.subplots(1, 3)
     panels = _RatePanels(distance_ax, factor_ax, ["w"], np.linspace(.01, 2.5, 400))
     w = np.linspace(-5, 5, 200)
-    valley_ax.set(xlabel="weight w", ylabel="loss ½ · curvature · w²", xlim=(-5, 5), ylim=(-.7, 13), title="The ball")
+    valley_ax.set(xlabel="weight w", ylabel="loss ½ · curvature · w²", xlim=(-5, 5), ylim=(-.7, 13),
+                  title="The ball")
     [valley] = valley_ax.plot([], [], color=GHOST, ls="-", lw=2.5)
     [trail] = valley_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
     [ball] = valley_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
     note = valley_ax.text(.5, .93, "", transform=valley_ax.transAxes, ha="center", va="top", color=INK, fontsize=12)
     live = LiveFigure(fig, [valley, trail, ball, note, *panels.artists],
-                      alt="Left: a ball and its path on a parabola. Middle: its distance from the floor after each step. Right: what a step does to "
-                          "that distance, against the learning rate; beyond 2 / curvature it grows.")
+                      alt="Left: a ball and its path on a parabola. "
+                          "Middle: its distance from the floor after each step. "
+                          "Right: what a step does to that distance, against the learning rate; "
+                          "beyond 2 / curvature it grows.")
+    start = torch.tensor([-2.5], dtype=torch.float64)
 
     def roll(lr, curvature, n_steps):
-        path = descend(torch.tensor([-2.5], dtype=torch.float64), lambda w: curvature * w, opt_func(lr), n_steps)[:, 0].numpy()
+        path = descend(start, lambda w: curvature * w, opt_func(lr), n_steps)[:, 0].numpy()
         end, loss = float(path[-1]), float(curvature * path[-1] ** 2 / 2)
         seen = np.clip(path, -50, 50)
         valley.set_data(w, curvature * w ** 2 / 2)
@@ -246,25 +276,33 @@ def parabola_explorer(opt_func=_plain_sgd):
         return {"lr": lr, "curvature": curvature, "n_steps": n_steps, "w": end, "loss": loss, "factor": factor,
                 "largest_stable_lr": 2 / curvature, "outcome": _outcome([factor], abs(end) / 2.5)}
 
-    return explore(roll, live, words=lambda s: f"lr {s['lr']:.2f} {s['outcome']}: each step multiplies the distance by {s['factor']:.2f}; "
-                                               f"after {s['n_steps']} steps w = {s['w']:.3g}. Largest stable rate: {s['largest_stable_lr']:.2f}.",
-                   caption="Live figure. Move lr with the mouse, or click the slider and hold an arrow key: from crawling to flying out. Where does "
-                           "the border go when you change the curvature?",
-                   lr=widgets.FloatSlider(1.8, min=.01, max=2.5, step=.01), curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
+    def words(s):
+        return (f"lr {s['lr']:.2f} {s['outcome']}: each step multiplies the distance by {s['factor']:.2f}; "
+                f"after {s['n_steps']} steps w = {s['w']:.3g}. "
+                f"Largest stable rate: {s['largest_stable_lr']:.2f}.")
+
+    return explore(roll, live, words=words,
+                   caption="Live figure. Move lr with the mouse, or click the slider and hold an arrow key: "
+                           "from crawling to flying out. Where does the border go when you change the curvature?",
+                   lr=widgets.FloatSlider(1.8, min=.01, max=2.5, step=.01),
+                   curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
                    n_steps=widgets.IntSlider(20, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #e3524b25
+# %% ../nbs/02_sgd.ipynb #43763e52
 @styled
 def canyon_explorer(opt_func=_plain_sgd):
     """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
 
-    opt_func: lr -> (parameters -> optimizer). `.state`: lr, steepness, n_steps, x, y and loss at the end, the factors of one step of
-    plain SGD along and across, `largest_stable_lr`, outcome.
+    opt_func: lr -> (parameters -> optimizer).
+    `.state`: lr, steepness, n_steps, x, y and loss at the end,
+    the factors of one step of plain SGD along and across, `largest_stable_lr`, outcome.
     """
     fig = Figure(figsize=(11, 3.7))
     canyon_ax, distance_ax, factor_ax = fig.subplots(1, 3)
-    panels = _RatePanels(distance_ax, factor_ax, ["along the floor (x)", "across (y)"], np.geomspace(.003, 1.5, 400), log=True)
-    canyon_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2), title="The ball, from above")
+    panels = _RatePanels(distance_ax, factor_ax, ["along the floor (x)", "across (y)"],
+                         np.geomspace(.003, 1.5, 400), log=True)
+    canyon_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2),
+                  title="The ball, from above")
     angle = np.linspace(0, 2 * math.pi, 80)
     rings = [canyon_ax.plot([], [], color=GHOST, ls="-", lw=1)[0] for _ in range(7)]
     [trail] = canyon_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
@@ -272,8 +310,10 @@ def canyon_explorer(opt_func=_plain_sgd):
     [floor] = canyon_ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
     note = canyon_ax.text(.5, .95, "", transform=canyon_ax.transAxes, ha="center", va="top", color=INK, fontsize=12)
     live = LiveFigure(fig, [*rings, trail, ball, floor, note, *panels.artists],
-                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. Middle: its distance from the floor along and across. Right: what a "
-                          "step does to each of them, against the learning rate; the steep direction sets the largest stable rate.")
+                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
+                          "Middle: its distance from the floor along and across. "
+                          "Right: what a step does to each of them, against the learning rate; "
+                          "the steep direction sets the largest stable rate.")
     start = torch.tensor([-2.5, 1.], dtype=torch.float64)
 
     def roll(lr, steepness, n_steps):
@@ -287,37 +327,49 @@ def canyon_explorer(opt_func=_plain_sgd):
         note.set_text("" if abs(x) < 3 and abs(y) < 2 else f"far outside: y = {y:.2g}")
         if panels.draw(lr, [1., steepness], path): live.invalidate()
         factors = [1 - lr, 1 - lr * steepness]
-        return {"lr": lr, "steepness": steepness, "n_steps": n_steps, "x": float(x), "y": float(y), "loss": float((x * x + steepness * y * y) / 2),
+        return {"lr": lr, "steepness": steepness, "n_steps": n_steps, "x": float(x), "y": float(y),
+                "loss": float((x * x + steepness * y * y) / 2),
                 "factor_along": factors[0], "factor_across": factors[1], "largest_stable_lr": 2 / steepness,
                 "outcome": _outcome(factors, math.hypot(x, y) / math.hypot(2.5, 1))}
 
-    return explore(roll, live, words=lambda s: f"lr {s['lr']:.3f} {s['outcome']}: each step multiplies the distance along the floor by {s['factor_along']:.3f} and across by "
-                                               f"{s['factor_across']:.2f}. Largest stable rate: {s['largest_stable_lr']:.3f}.",
-                   caption="Live figure. The dotted line on the right is the speed limit that the walls set. How steep may they be for a ball that shall arrive in fifty steps?",
-                   lr=widgets.FloatLogSlider(.09, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
-                   steepness=widgets.FloatSlider(20, min=2, max=50, step=1), n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
+    def words(s):
+        return (f"lr {s['lr']:.3f} {s['outcome']}: each step multiplies the distance "
+                f"along the floor by {s['factor_along']:.3f} and across by {s['factor_across']:.2f}. "
+                f"Largest stable rate: {s['largest_stable_lr']:.3f}.")
 
-# %% ../nbs/02_sgd.ipynb #98b543d6
+    return explore(roll, live, words=words,
+                   caption="Live figure. The dotted line on the right is the speed limit that the walls set. "
+                           "How steep may they be for a ball that shall arrive in fifty steps?",
+                   lr=widgets.FloatLogSlider(.09, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
+                   steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
+                   n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
+
+# %% ../nbs/02_sgd.ipynb #cc147d50
 @styled
 def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
     """A network 784-50-10 trained on digits at every move of the learning rate.
 
-    dls: `DataLoaders` of `TensorLoader`s; opt_func: lr -> (parameters -> optimizer). `.state`: lr, step, loss (mean of the last 20 batches),
-    best_loss (lowest such mean), accuracy on up to 1,000 validation images (NaN until trained), diverged.
+    dls: `DataLoaders` of `TensorLoader`s; opt_func: lr -> (parameters -> optimizer).
+    `.state`: lr, step, loss (mean of the last 20 batches), best_loss (lowest such mean),
+    accuracy on up to 1,000 validation images (NaN until trained), diverged.
     """
     fig = Figure(figsize=(11, 3.7))
     loss_ax, accuracy_ax = fig.subplots(1, 2, width_ratios=[1.4, 1])
-    loss_ax.set(xlabel="batch", ylabel="training loss (nats)", xlim=(0, n_steps), ylim=(0, 4), title="The loss while it trains")
+    loss_ax.set(xlabel="batch", ylabel="training loss (nats)", xlim=(0, n_steps), ylim=(0, 4),
+                title="The loss while it trains")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
-    guess = loss_ax.text(.99 * n_steps, 2.4, "a blind guess", ha="right", va="bottom", color=INK, fontsize=11, zorder=6,
-                         bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
-    accuracy_ax.set(xlabel="learning rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 40), ylim=(0, 102), title="What each rate reached")
+    guess = loss_ax.text(.99 * n_steps, 2.4, "a blind guess", ha="right", va="bottom", color=INK,
+                         fontsize=11, zorder=6, bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
+    accuracy_ax.set(xlabel="learning rate", ylabel="validation accuracy (%)", xscale="log",
+                    xlim=(8e-4, 40), ylim=(0, 102), title="What each rate reached")
     ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(5)]
     [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2)
     [dots] = accuracy_ax.plot([], [], color=COLORS["blue"], marker="o", ls="", ms=8)
     [now] = accuracy_ax.plot([], [], color=COLORS["orange"], marker="D", ls="", ms=12, mec="white", zorder=5)
-    live = LiveFigure(fig, [*ghosts, curve, guess, dots, now], alt="Left: training loss by batch for the chosen learning rate, earlier runs in grey. "
-                      "Right: the validation accuracy that each rate tried so far reached: low for tiny rates, high over a wide range, then a cliff.")
+    live = LiveFigure(fig, [*ghosts, curve, guess, dots, now],
+                      alt="Left: training loss by batch for the chosen learning rate, earlier runs in grey. "
+                          "Right: the validation accuracy that each rate tried so far reached: "
+                          "low for tiny rates, high over a wide range, then a cliff.")
     valid_x, valid_y = dls.valid.x[:1000], dls.valid.y[:1000]
     tried, earlier = {}, []
 
@@ -327,7 +379,8 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
             model = nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10)).to(valid_x.device)
         optimizer = opt_func(lr)(model.parameters())
         loader, losses = TensorLoader(dls.train.x, dls.train.y, 64, shuffle=True, drop_last=True), []
-        for ghost, losses_before in zip(ghosts, earlier[-5:]): ghost.set_data(range(len(losses_before)), losses_before)
+        for ghost, losses_before in zip(ghosts, earlier[-5:]):
+            ghost.set_data(range(len(losses_before)), losses_before)
         now.set_data([], [])
         while len(losses) < n_steps:
             for xb, yb in loader:
@@ -346,14 +399,18 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
         yield report(lr, losses, tried[lr] / 100)
 
     def report(lr, losses, accuracy=math.nan):
-        smooth = np.convolve(losses, np.ones(20) / 20, "valid") if len(losses) >= 20 else np.array([np.mean(losses)])
-        return {"lr": lr, "step": len(losses), "loss": float(smooth[-1]), "best_loss": float(smooth.min()), "accuracy": accuracy,
-                "diverged": not smooth[-1] < 2 * math.log(10)}
+        smooth = (np.convolve(losses, np.ones(20) / 20, "valid") if len(losses) >= 20 else
+                  np.array([np.mean(losses)]))
+        return {"lr": lr, "step": len(losses), "loss": float(smooth[-1]), "best_loss": float(smooth.min()),
+                "accuracy": accuracy, "diverged": not smooth[-1] < 2 * math.log(10)}
 
     def words(s):
         end = "it flew out" if s["diverged"] else f"the loss is {s['loss']:.2f}"
-        right = "" if math.isnan(s["accuracy"]) else f", and {s['accuracy']:.0%} of {len(valid_y):,} validation images are right"
+        right = ("" if math.isnan(s["accuracy"]) else
+                 f", and {s['accuracy']:.0%} of {len(valid_y):,} validation images are right")
         return f"lr {s['lr']:.3g}: after {s['step']} batches {end}{right}."
 
-    return explore(train, live, words=words, caption="Live figure. Each move of the slider trains a network on real digits; grey curves are the runs before, each dot is one run.",
+    return explore(train, live, words=words,
+                   caption="Live figure. Each move of the slider trains a network on real digits; "
+                           "grey curves are the runs before, each dot is one run.",
                    lr=widgets.FloatLogSlider(.1, base=10, min=-3, max=1.5, step=.05, readout_format=".3g"))

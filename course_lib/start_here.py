@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gpu_advice', 'SetupReport', 'check_setup']
 
-# %% ../nbs/00_start_here.ipynb #0cc282a4
+# %% ../nbs/00_start_here.ipynb #799d934f
 import os
 import platform
 import shutil
@@ -19,28 +19,39 @@ from packaging.requirements import Requirement
 def gpu_advice(device):
     "What to do about the device, in a sentence; empty if it is a GPU."
     if torch.device(device).type != "cpu": return ""
-    if "google.colab" in sys.modules: return "Your GPU is off. Menu Runtime → Change runtime type → T4 GPU → Save, then run this notebook again."
-    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ: return "Your GPU is off. Menu Settings → Accelerator → GPU, then run this notebook again."
-    if shutil.which("nvidia-smi"): return "This machine has an NVIDIA driver, but this torch cannot use it: see pytorch.org/get-started for a build that fits the driver."
+    if "google.colab" in sys.modules:
+        return ("Your GPU is off. Menu Runtime → Change runtime type → T4 GPU → Save, "
+                "then run this notebook again.")
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "Your GPU is off. Menu Settings → Accelerator → GPU, then run this notebook again."
+    if shutil.which("nvidia-smi"):
+        return ("This machine has an NVIDIA driver, but this torch cannot use it: "
+                "see pytorch.org/get-started for a build that fits the driver.")
     return "No GPU needed: every chapter of the course is made to run on a CPU."
 
 
 class SetupReport:
-    "What was found, and what to do about it. `rows`: (what, found, advice) texts; `ok`: nothing is missing or too old."
+    """What was found, and what to do about it.
+
+    `rows`: (what, found, advice) texts; `ok`: nothing is missing or too old.
+    """
     def __init__(self, rows, ok): self.rows, self.ok = rows, ok
 
-    def __repr__(self): return "\n".join(f"{what:12} {found}{f'  → {advice}' if advice else ''}" for what, found, advice in self.rows)
+    def __repr__(self):
+        return "\n".join(f"{what:12} {found}{f'  → {advice}' if advice else ''}"
+                         for what, found, advice in self.rows)
 
     def _repr_markdown_(self):
         table = "\n".join(f"| {what} | {found} | {advice} |" for what, found, advice in self.rows)
-        return f"| | found | what to do |\n|---|---|---|\n{table}\n\n**{'Ready.' if self.ok else 'Not ready yet: see the last column.'}**"
+        verdict = "Ready." if self.ok else "Not ready yet: see the last column."
+        return f"| | found | what to do |\n|---|---|---|\n{table}\n\n**{verdict}**"
 
 
 def check_setup(device, dls, requirements=None):
     """Compare this environment with what the course needs -> `SetupReport`.
 
-    device: as from `default_device()`; dls: as from `course_data()`; requirements: texts like "torch>=2.9", by default those of
-    the installed package.
+    device: as from `default_device()`; dls: as from `course_data()`;
+    requirements: texts like "torch>=2.9", by default those of the installed package.
     """
     rows, ok = [("Python", platform.python_version(), "")], True
     for text in metadata.requires("course_lib") if requirements is None else requirements:
@@ -53,6 +64,7 @@ def check_setup(device, dls, requirements=None):
         ok = ok and fits
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{os.cpu_count()} cores"
     rows.append(("device", f"{torch.device(device)} ({name})", gpu_advice(device)))
-    hint = "" if dls.name == "mnist" else "Fine for everything. With a network you get MNIST, forty times as many images."
+    hint = ("" if dls.name == "mnist" else
+            "Fine for everything. With a network you get MNIST, forty times as many images.")
     rows.append(("data", f"{dls.name}, {len(dls.train.x):,} images to train", hint))
     return SetupReport(rows, ok)

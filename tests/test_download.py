@@ -1,7 +1,9 @@
-"""Downloads that go wrong: one clear error, and nothing half written."""
+"""Downloads that go wrong: one clear error, and nothing half written.
+
+The server that hangs would go on after 20 s; that the error says "timed out" shows that we gave up before.
+"""
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -28,9 +30,7 @@ def test_a_download_gives_torchvisions_layout(mirror, tmp_path, small_mnist):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_named_and_leaves_nothing(mirror, tmp_path, fault):
     mirror.fault = fault
-    start = time.monotonic()
     with pytest.raises(DownloadError, match=FAULTS[fault]) as caught: mnist(tmp_path / "new")
-    assert time.monotonic() - start < 15  # the stall limit is 3 s; the rest is for busy machines
     assert mirror.url in str(caught.value) and "train-images-idx3-ubyte" in str(caught.value)
     assert files_under(tmp_path) == []
 

@@ -1,0 +1,156 @@
+"""A reader's JupyterLab: open chapter 02, run it, move the learning rate with the keyboard, and see the ball fly out.
+
+Needs Debian's (or any) Chromium and playwright (`pip install -e ".[browser]"`); skipped without them, which `.ci/run` does not accept.
+"""
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+KERNEL = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab on a copy of the notebooks, with settings of its own: -> its address."
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "nbs", home / "nbs", ignore=shutil.ignore_patterns(".*"))
+    settings = home / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex()
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+                   "JUPYTERLAB_SETTINGS_DIR": str(home / "config" / "lab" / "user-settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--expose-app-in-browser",
+                               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'nbs'}", f"--config={ROOT / 'tools' / 'jupyter_server_config.py'}"],
+                              env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, cwd=home)
+    address = f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+    try:
+        for _ in range(120):
+            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2)
+            except OSError: time.sleep(.5)
+            else: break
+        else: pytest.fail((home / "log").read_text())
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(lab, tmp_path_factory):
+    "A browser page that notes every request and every error."
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 950})
+        page.requested, page.errors = [], []
+        page.on("request", lambda request: page.requested.append(request.url))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def chapter(lab, page):
+    "Chapter 02, run to its end."
+    page.goto(lab.format("02_sgd.ipynb"))
+    page.wait_for_function(f"{KERNEL} === 'idle'", timeout=90_000)
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_timeout(1000)
+    page.wait_for_function(f"{KERNEL} === 'idle'", timeout=120_000)
+    return page
+
+
+def explorer(page, control, button="Reset"):
+    "The explorer with that control and that button."
+    figure = page.locator(".widget-vbox").filter(has=page.locator(f".control-{control}"))
+    figure = figure.filter(has=page.get_by_role("button", name=button)).filter(has=page.locator("img.live-figure")).first
+    figure.scroll_into_view_if_needed()
+    return figure
+
+
+def says(figure, text): playwright.expect(figure.locator(".explorer-words")).to_contain_text(text, timeout=15_000)
+
+
+def press(page, figure, control, key, times):
+    "Move a slider with the keyboard; returns when the picture has changed."
+    picture = figure.locator("img.live-figure")
+    before = picture.get_attribute("src")
+    figure.locator(f".control-{control} .noUi-handle").focus()
+    for _ in range(times): page.keyboard.press(key)
+    playwright.expect(picture).not_to_have_attribute("src", before, timeout=15_000)
+
+
+def screenshot(page, variable):
+    "Kept where the environment variable says, for README and for a person to look at."
+    page.wait_for_timeout(500)
+    if path := os.environ.get(variable): page.screenshot(path=path)
+
+
+def test_the_chapter_runs_without_an_error(chapter):
+    assert chapter.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert chapter.errors == []
+
+
+def test_the_ball_flies_out_by_keyboard(chapter):
+    figure = explorer(chapter, "curvature")
+    says(figure, "lr 1.80 hops")  # what the chapter's own cells left behind
+    press(chapter, figure, "lr", "ArrowLeft", 30)
+    says(figure, "lr 1.50 lands")
+    press(chapter, figure, "lr", "ArrowRight", 60)
+    says(figure, "lr 2.10 flies out")
+    says(figure, "Largest stable rate: 2.00")
+    assert figure.locator(".explorer-error").inner_text() == ""
+    screenshot(chapter, "SCREENSHOT")
+    figure.get_by_role("button", name="Reset").click()
+    says(figure, "lr 1.80 hops")
+
+
+def test_the_canyon_moves_too(chapter):
+    figure = explorer(chapter, "steepness")
+    press(chapter, figure, "steepness", "ArrowRight", 5)
+    says(figure, "flies out")
+    says(figure, "Largest stable rate: 0.080")
+
+
+def test_a_network_trains_on_real_digits_while_the_slider_is_alive(chapter):
+    figure = explorer(chapter, "lr", button="Stop")
+    press(chapter, figure, "lr", "ArrowLeft", 10)
+    says(figure, "after 200 batches")
+    says(figure, "validation images are right")
+    assert figure.locator(".explorer-error").inner_text() == ""
+    screenshot(chapter, "SCREENSHOT_TRAINING")
+
+
+def test_in_the_dark_theme_the_words_are_readable(chapter):
+    chapter.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    chapter.wait_for_function("document.body.dataset.jpThemeLight === 'false'", timeout=15_000)
+    figure = explorer(chapter, "curvature")
+    color = figure.locator(".explorer-words div div").first.evaluate("element => getComputedStyle(element).color")
+    assert min(int(part) for part in color[color.index("(") + 1:-1].split(",")[:3]) > 150, color
+    screenshot(chapter, "SCREENSHOT_DARK")
+    chapter.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+
+
+def test_nothing_left_the_machine(chapter):
+    hosts = {urlparse(url).hostname for url in chapter.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
+    assert hosts == {"127.0.0.1"}
+    assert chapter.errors == []

@@ -1,0 +1,111 @@
+"""The export: course_lib/ is made from nbs/ and nothing else, and the wheel works on its own."""
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow"}  # where the name to import is not the name to install
+
+
+def run(*command, cwd): return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The parts of the project that an export touches."
+    for name in ("nbs", "course_lib", "tools"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def check(folder): return run("tools/notebooks.py", "check", cwd=folder)
+
+
+def test_the_export_is_in_step(copy):
+    assert check(copy).returncode == 0, check(copy).stderr
+
+
+def test_hands_off(copy):
+    "An edited, a stray and a missing module are each named, and nothing is overwritten."
+    edited = copy / "course_lib" / "sgd.py"
+    edited.write_text(edited.read_text() + "\nlr = 3\n")
+    done = check(copy)
+    assert done.returncode and "course_lib/sgd.py" in done.stderr and "make export" in done.stderr
+    assert edited.read_text().endswith("lr = 3\n")
+    assert run("tools/notebooks.py", "export", cwd=copy).returncode == 0 and check(copy).returncode == 0
+    (copy / "course_lib" / "stray.py").write_text("")
+    (copy / "course_lib" / "stray.py").write_text("x = 1\n")
+    assert "stray.py" in check(copy).stderr
+    (copy / "course_lib" / "stray.py").unlink()
+    (copy / "course_lib" / "data.py").unlink()
+    assert "data.py" in check(copy).stderr
+
+
+def test_a_chapter_that_does_not_parse_leaves_the_library_as_it_was(copy):
+    notebook = copy / "nbs" / "02_sgd.ipynb"
+    content = json.loads(notebook.read_text())
+    cell = next(c for c in content["cells"] if "def sgd_step" in "".join(c["source"]))
+    cell["source"] = "#| export\ndef broken(:"
+    notebook.write_text(json.dumps(content))
+    before = {p.name: p.read_text() for p in (copy / "course_lib").glob("*.py")}
+    assert run("tools/notebooks.py", "export", cwd=copy).returncode != 0
+    assert {p.name: p.read_text() for p in (copy / "course_lib").glob("*.py")} == before
+
+
+def test_the_address_stands_in_one_place(copy):
+    assert run("tools/notebooks.py", "address", "https://github.com/someone/some-course", cwd=copy).returncode == 0
+    for notebook in (copy / "nbs").glob("*.ipynb"):
+        text = notebook.read_text()
+        assert f"github/someone/some-course/blob/main/nbs/{notebook.name}" in text and "git+https://github.com/someone/some-course" in text
+        assert "OWNER" not in text
+        json.loads(text)
+    assert 'Repository = "https://github.com/someone/some-course"' in (copy / "pyproject.toml").read_text()
+    assert "Expected the form" in run("tools/notebooks.py", "address", "somewhere", cwd=copy).stderr
+
+
+def test_each_chapter_exports_the_module_of_its_name():
+    for notebook in (ROOT / "nbs").glob("*.ipynb"):
+        sources = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"]]
+        assert [s.split()[-1] for s in sources if s.startswith("#| default_exp")] == [notebook.stem.split("_", 1)[1]]
+
+
+def imports(path):
+    "The top-level names that a module imports."
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom): yield f"course_lib.{node.module}" if node.level else node.module
+
+
+def test_what_is_imported_is_declared_and_nothing_else():
+    used = {name.split(".")[0] for path in (ROOT / "course_lib").glob("*.py") for name in imports(path)} - set(sys.stdlib_module_names) - {"course_lib"}
+    declared = {d.split(">=")[0] for d in PROJECT["dependencies"]}
+    assert {DISTRIBUTIONS.get(name, name) for name in used} == declared
+    assert all(">=" in d and "==" not in d for extra in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+               for d in extra if not d.startswith("course_lib["))
+
+
+def test_imports_run_from_later_chapters_to_earlier_ones():
+    order = ["plots", "live", *(p.stem.split("_", 1)[1] for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")))]
+    for module in order:
+        for name in imports(ROOT / "course_lib" / f"{module}.py"):
+            if name.startswith("course_lib."): assert order.index(name.split(".")[1]) < order.index(module), f"{module} imports {name}"
+
+
+def test_the_wheel_works_outside_of_a_checkout(tmp_path):
+    done = run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    done = run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    script = (f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import course_lib; from course_lib.data import CHECKOUT, data_root; "
+              "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"HOME": str(tmp_path), "PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site")) and done.stdout.endswith("1248 the cache folder\n")

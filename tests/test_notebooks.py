@@ -1,0 +1,102 @@
+"""The notebooks as files: executed, in order, clean, accessible, and alike where they should be alike."""
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "nbs").glob("*.ipynb"))
+BADGE = "[![Open this chapter in Colab](images/open-in-colab.svg)](https://colab.research.google.com/github/"
+SECTIONS = ["Summary", "Questionnaire", "Further reading"]
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request): return request.param
+
+
+@pytest.fixture
+def nb(path): return nbformat.read(path, as_version=4)
+
+
+def code(nb): return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def outputs(nb): return [(cell, output) for cell in code(nb) for output in cell.outputs]
+
+
+def text(nb): return "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+
+
+def test_valid_executed_in_order_and_without_errors(nb):
+    nbformat.validate(nb)
+    assert [cell.execution_count for cell in code(nb)] == list(range(1, len(code(nb)) + 1))
+    assert len(outputs(nb)) > 3 and not any(output.output_type == "error" for _, output in outputs(nb))
+
+
+def test_no_machine_in_it(nb, path):
+    assert "widgets" not in nb.metadata and dict(nb.metadata.language_info) == {"name": "python"}
+    raw = path.read_text()
+    assert not re.search(r"(/home/|/root/|/work/|/tmp/|/Users/|C:\\\\)", raw), "a path of a machine"
+    assert "/site-packages/" not in raw
+    assert not any(output.get("name") == "stderr" for _, output in outputs(nb)), "a warning is saved"
+    assert path.stat().st_size < 2_000_000
+
+
+def test_ran_on_mnist(nb):
+    said = [output.text for _, output in outputs(nb) if output.output_type == "stream" and "course_data:" in output.text]
+    assert all("course_data: mnist" in text for text in said)
+
+
+def test_pictures_have_alt_texts_and_captions(nb):
+    for cell in code(nb):
+        pictures = [i for i, output in enumerate(cell.outputs) if "image/png" in output.get("data", {})]
+        for i in pictures:
+            assert len(cell.outputs[i].metadata["image/png"]["alt"]) > 10
+            assert cell.outputs[i + 1].data["text/markdown"].startswith("*"), "no caption"
+
+
+def test_alternative_texts_of_linked_images(nb):
+    for alt in re.findall(r"!\[(.*?)\]", text(nb)): assert len(alt) > 10
+
+
+def test_head_and_tail(nb, path):
+    head = nb.cells[0].source
+    assert re.match(r"# \w\w · .+\n\n> .+", head) and f"{BADGE}" in head and f"/blob/main/nbs/{path.name})" in head
+    assert re.search(r"Time to read: \d+ minutes\. Time to run: [1-9]\d* seconds", head)
+    assert int(re.search(r"Time to run: (\d+)", head)[1]) < 30
+    headings = re.findall(r"^## (.+)$", text(nb), re.MULTILINE)
+    assert sorted(headings[-4:], key=headings.index) and set(SECTIONS) <= set(headings[-4:])
+    assert re.search(r"^##+ Exercise", text(nb), re.MULTILINE)
+
+
+def test_the_same_set_up_cell(nb):
+    assert code(nb)[0].source == code(nbformat.read(PATHS[0], as_version=4))[0].source
+    assert "--no-deps" in code(nb)[0].source and "torch" not in code(nb)[0].source.split("\n", 1)[1]
+
+
+def test_exercises_have_four_cells(nb):
+    cells = nb.cells
+    exercises = [i for i, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
+    assert exercises
+    for i in exercises:
+        assert cells[i - 1].cell_type == "markdown" and "<details><summary>Hint</summary>" in cells[i - 1].source
+        assert [cells[i + k].metadata.get("tags") for k in (1, 2)] == [["solution"], ["check"]]
+        names = [set(re.findall(r"^(?:def )?(\w+)(?: =|\()", cells[i + k].source, re.MULTILINE)) for k in (0, 1)]
+        assert names[0] <= names[1], "the solution defines other names than the stub"
+
+
+def test_lines_fit_on_a_slide(nb):
+    for cell in code(nb):
+        for line in cell.source.split("\n"): assert len(line) <= 120, line
+
+
+def test_links_between_chapters_lead_somewhere(nb):
+    for target in re.findall(r"\]\(([\w./-]+)\)", text(nb)): assert (ROOT / "nbs" / target).exists(), target
+
+
+def test_each_explorer_is_driven_by_a_cell(nb):
+    "A figure that no cell moves is a figure that nobody tests."
+    source = "\n".join(cell.source for cell in code(nb))
+    for name in re.findall(r"^(\w+) = (?:explore|\w+_explorer)\(", source, re.MULTILINE):
+        assert re.search(rf"\b{name}\.(set|controls)\b", source), name
