@@ -12,7 +12,7 @@ endif
 NBVAL = $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check clean-notebooks run bench address test-colab
+.PHONY: help lab test nbval export check clean-notebooks run bench screenshot address test-colab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +48,9 @@ run: $(VENV)/.installed  ## execute chapters and save them cleaned: make run NB=
 
 bench: $(VENV)/.installed  ## every benchmark, a ratio table each
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+screenshot: $(VENV)/.installed  ## the picture in README, taken by the browser test
+	SCREENSHOT=nbs/images/live-figure.png $(BIN)/python -m pytest tests/browser
 
 address: $(VENV)/.installed  ## write the repository's address (URL=https://github.com/owner/name) into badges and installs
 	$(BIN)/python tools/notebooks.py address $(URL)

@@ -61,7 +61,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #c84e1fd2
+# %% ../nbs/A2_live.ipynb #caab9827
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -101,6 +101,8 @@ class Explorer:
             raise ValueError(f"Control {name!r}: expected a widget, (min, max[, step]), a list or a bool, "
                              f"got {spec!r}.")
         if not control.description: control.description = name.replace("_", " ")
+        if hasattr(control.style, "description_width"): control.style.description_width = "initial"
+        control.layout.width = control.layout.width or "290px"
         control.add_class(f"control-{name}")
         return control
 

@@ -189,7 +189,10 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #b515dad1
+# %% ../nbs/02_sgd.ipynb #d7c9fb08
+_LABEL_BOX = {"fc": "white", "ec": "none", "alpha": .8, "pad": 1}  # keeps a text readable over lines
+
+
 def _outcome(factors, shrunk):
     "What becomes of a ball whose distance each step multiplies by these factors, one for each direction."
     if max(abs(f) for f in factors) > 1 + 1e-9: return "flies out"
@@ -216,7 +219,7 @@ class _RatePanels:
                      for c, m in zip(colors, markers)]
         self.limit = factor_ax.axvline(1, color=INK, ls=":", lw=2)
         self.limit_text = factor_ax.text(1, 1.75, "", ha="right", color=INK, fontsize=11,
-                                         bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
+                                         bbox=_LABEL_BOX)
         if len(names) > 1: distance_ax.legend(loc="upper right")
         self.artists = [*self.distances, *self.factors, *self.here, self.limit, self.limit_text]
 
@@ -255,7 +258,8 @@ def parabola_explorer(opt_func=_plain_sgd):
     [valley] = valley_ax.plot([], [], color=GHOST, ls="-", lw=2.5)
     [trail] = valley_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
     [ball] = valley_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
-    note = valley_ax.text(.5, .93, "", transform=valley_ax.transAxes, ha="center", va="top", color=INK, fontsize=12)
+    note = valley_ax.text(.5, .93, "", transform=valley_ax.transAxes, ha="center", va="top", color=INK, fontsize=12,
+                          bbox=_LABEL_BOX)
     live = LiveFigure(fig, [valley, trail, ball, note, *panels.artists],
                       alt="Left: a ball and its path on a parabola. "
                           "Middle: its distance from the floor after each step. "
@@ -265,7 +269,8 @@ def parabola_explorer(opt_func=_plain_sgd):
 
     def roll(lr, curvature, n_steps):
         path = descend(start, lambda w: curvature * w, opt_func(lr), n_steps)[:, 0].numpy()
-        end, loss = float(path[-1]), float(curvature * path[-1] ** 2 / 2)
+        end = float(path[-1])
+        loss = curvature * end * end / 2
         seen = np.clip(path, -50, 50)
         valley.set_data(w, curvature * w ** 2 / 2)
         trail.set_data(seen, np.minimum(curvature * seen ** 2 / 2, 100))
@@ -288,7 +293,7 @@ def parabola_explorer(opt_func=_plain_sgd):
                    curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
                    n_steps=widgets.IntSlider(20, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #43763e52
+# %% ../nbs/02_sgd.ipynb #05f361d4
 @styled
 def canyon_explorer(opt_func=_plain_sgd):
     """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
@@ -308,7 +313,8 @@ def canyon_explorer(opt_func=_plain_sgd):
     [trail] = canyon_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
     [ball] = canyon_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
     [floor] = canyon_ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
-    note = canyon_ax.text(.5, .95, "", transform=canyon_ax.transAxes, ha="center", va="top", color=INK, fontsize=12)
+    note = canyon_ax.text(.5, .95, "", transform=canyon_ax.transAxes, ha="center", va="top", color=INK, fontsize=12,
+                          bbox=_LABEL_BOX)
     live = LiveFigure(fig, [*rings, trail, ball, floor, note, *panels.artists],
                       alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
                           "Middle: its distance from the floor along and across. "
@@ -319,7 +325,7 @@ def canyon_explorer(opt_func=_plain_sgd):
     def roll(lr, steepness, n_steps):
         curvatures = torch.tensor([1., steepness], dtype=torch.float64)
         path = descend(start, lambda point: curvatures * point, opt_func(lr), n_steps).numpy()
-        (x, y), seen = path[-1], np.clip(path, -50, 50)
+        (x, y), seen = path[-1].tolist(), np.clip(path, -50, 50)
         for ring, level in zip(rings, np.arange(.25, 3.6, .5)):
             ring.set_data(level * np.cos(angle) * math.sqrt(2), level * np.sin(angle) * math.sqrt(2 / steepness))
         trail.set_data(seen[:, 0], seen[:, 1])
@@ -327,8 +333,8 @@ def canyon_explorer(opt_func=_plain_sgd):
         note.set_text("" if abs(x) < 3 and abs(y) < 2 else f"far outside: y = {y:.2g}")
         if panels.draw(lr, [1., steepness], path): live.invalidate()
         factors = [1 - lr, 1 - lr * steepness]
-        return {"lr": lr, "steepness": steepness, "n_steps": n_steps, "x": float(x), "y": float(y),
-                "loss": float((x * x + steepness * y * y) / 2),
+        return {"lr": lr, "steepness": steepness, "n_steps": n_steps, "x": x, "y": y,
+                "loss": (x * x + steepness * y * y) / 2,
                 "factor_along": factors[0], "factor_across": factors[1], "largest_stable_lr": 2 / steepness,
                 "outcome": _outcome(factors, math.hypot(x, y) / math.hypot(2.5, 1))}
 
@@ -344,7 +350,7 @@ def canyon_explorer(opt_func=_plain_sgd):
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
                    n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #cc147d50
+# %% ../nbs/02_sgd.ipynb #db59bd27
 @styled
 def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
     """A network 784-50-10 trained on digits at every move of the learning rate.
@@ -359,7 +365,7 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
                 title="The loss while it trains")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
     guess = loss_ax.text(.99 * n_steps, 2.4, "a blind guess", ha="right", va="bottom", color=INK,
-                         fontsize=11, zorder=6, bbox={"fc": "white", "ec": "none", "alpha": .8, "pad": 1})
+                         fontsize=11, zorder=6, bbox=_LABEL_BOX)
     accuracy_ax.set(xlabel="learning rate", ylabel="validation accuracy (%)", xscale="log",
                     xlim=(8e-4, 40), ylim=(0, 102), title="What each rate reached")
     ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(5)]
