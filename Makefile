@@ -9,7 +9,7 @@ CELL_TIMEOUT = 120
 ifdef COURSE_DATA
 export COURSE_DATA := $(abspath $(COURSE_DATA))
 endif
-NBVAL = $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
+NBVAL = -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test nbval export check clean-notebooks run bench screenshot address test-colab
@@ -32,7 +32,7 @@ test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter,
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests
 
 nbval: $(VENV)/.installed  ## run every chapter and its assertions
-	$(NBVAL) nbs
+	$(BIN)/python $(NBVAL) nbs
 
 export: $(VENV)/.installed  ## write course_lib/ from the notebooks
 	$(BIN)/python tools/notebooks.py export
@@ -57,12 +57,12 @@ address: $(VENV)/.installed  ## write the repository's address (URL=https://gith
 	$(BIN)/python tools/notebooks.py export
 
 # Colab's versions, in an environment of their own; Colab runs Python 3.13.
-COLAB_PYTHON ?= $(or $(shell command -v python3.13),$(PYTHON))
+COLAB_PYTHON ?= $(shell python3.13 -c "" 2>/dev/null && echo python3.13 || echo $(PYTHON))
 .venv-colab/.installed: pyproject.toml tests/colab-versions.txt
 	test -x .venv-colab/bin/python || $(COLAB_PYTHON) -m venv .venv-colab
 	.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check -c tests/colab-versions.txt -e ".[notebooks]" pytest nbval scikit-learn
 	touch $@
 
 test-colab: .venv-colab/.installed  ## chapters and package tests on Colab's versions
-	$(MAKE) -o .venv-colab/.installed VENV=.venv-colab nbval
+	.venv-colab/bin/python $(NBVAL) nbs
 	.venv-colab/bin/python -m pytest tests --ignore=tests/test_export.py --ignore=tests/browser
