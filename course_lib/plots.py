@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from matplotlib import cycler
 
-# %% ../nbs/A1_plots.ipynb #1508c972
+# %% ../nbs/A1_plots.ipynb #727eb3ba
 COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73",
           "pink": "#CC79A7", "amber": "#E69F00", "sky": "#56B4E9"}
 INK = "#222222"      # text and axes
@@ -28,7 +28,7 @@ STYLE = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "lines.linewidth": 2, "lines.markersize": 6, "image.cmap": "gray_r",
     "axes.prop_cycle": cycler(color=list(COLORS.values()),
-                              linestyle=["-", "--", "-.", ":", (0, (8, 1.5)), (0, (1, 1))]),
+                              linestyle=["-", "--", "-.", ":", (0, (8, 1.5)), (0, (6, 1, 1, 1, 1, 1))]),
 }
 
 

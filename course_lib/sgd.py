@@ -34,7 +34,7 @@ def sgd_step(p, grad, state, *, lr):
     "Gradient descent (Cauchy, 1847; on noisy slopes Robbins and Monro, 1951): p ← p − lr · grad."
     add_scaled(p, grad, -lr)
 
-# %% ../nbs/02_sgd.ipynb #824ffbde
+# %% ../nbs/02_sgd.ipynb #d807acd2
 RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1),  # low ≤ value < high
           "eps": (0, math.inf), "weight_decay": (0, math.inf)}
 
@@ -70,7 +70,7 @@ def check_hyper(name, value):
     if values.is_complex() or not bool(((values >= low) & (values < high) & values.isfinite()).all()):
         raise ValueError(f"{name} must be {expected}, not {value}.")
 
-
+# %% ../nbs/02_sgd.ipynb #4d1958c4
 class Optimizer(torch.optim.Optimizer):
     """An optimizer made of steppers.
 
@@ -189,29 +189,30 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #d7c9fb08
+# %% ../nbs/02_sgd.ipynb #f0aa95bd
 _LABEL_BOX = {"fc": "white", "ec": "none", "alpha": .8, "pad": 1}  # keeps a text readable over lines
 
 
-def _outcome(factors, shrunk):
-    "What becomes of a ball whose distance each step multiplies by these factors, one for each direction."
-    if max(abs(f) for f in factors) > 1 + 1e-9: return "flies out"
-    if shrunk < .01: return "lands"
-    return "hops" if min(factors) < -.5 else "crawls"
+def _outcome(path):
+    "What became of a ball: path `[n_steps + 1, directions]`, in coordinates whose lowest point is zero."
+    start, before, end = np.abs(path[0]), path[-2], path[-1]
+    if not np.isfinite(end).all() or (np.abs(end) > start * (1 + 1e-9)).any(): return "flies out"
+    if np.linalg.norm(end) < .01 * np.linalg.norm(start): return "lands"
+    return "hops" if (before * end < 0).any() else "crawls"
 
 
 class _RatePanels:
     "The two panels that all valleys share: distance by step, and the factor of one step by learning rate."
-    def __init__(self, distance_ax, factor_ax, names, rates, log=False):
-        self.rates, self.distance_ax = rates, distance_ax
+    def __init__(self, distance_ax, factor_ax, names, rates, steepest, log=False):
+        self.rates, self.distance_ax, self.factor_ax, self.steepest = rates, distance_ax, factor_ax, steepest
         colors, markers = [COLORS["blue"], COLORS["orange"]], ["o", "s"]
-        distance_ax.set(xlabel="step", ylabel="distance from the floor", yscale="log", ylim=(1e-6, 1e3),
-                        title="How far from the floor?")
+        distance_ax.set(xlabel="step", ylabel="distance from the lowest point", yscale="log",
+                        ylim=(1e-6, 1e3), title="How far to go?")
         factor_ax.set(xlabel="learning rate", ylabel="factor |1 − lr · curvature|", ylim=(0, 2),
-                      xlim=(rates[0], rates[-1]), title="What one step does", xscale="log" if log else "linear")
+                      xlim=(rates[0], rates[-1]), title="One step of plain SGD", xscale="log" if log else "linear")
         factor_ax.axhspan(1, 2, color="#F6E3DA", zorder=0)
-        factor_ax.text(.02, .98, "farther", transform=factor_ax.transAxes, va="top", color=INK, fontsize=11)
-        factor_ax.text(.02, .02, "closer", transform=factor_ax.transAxes, va="bottom", color=INK, fontsize=11)
+        for y, text in ((1.96, "farther"), (.96, "closer")):
+            factor_ax.text(.02, y / 2, text, transform=factor_ax.transAxes, va="top", color=INK, fontsize=11, bbox=_LABEL_BOX)
         self.distances = [distance_ax.plot([], [], color=c, marker=m, ls="-", ms=4, label=n)[0]
                           for n, c, m in zip(names, colors, markers)]
         self.factors = [factor_ax.plot([], [], color=c, ls=s)[0] for c, s in zip(colors, ["-", "--"])]
@@ -227,12 +228,14 @@ class _RatePanels:
         "path: distances `[n_steps + 1, directions]`; returns whether axes changed."
         steps = np.arange(len(path))
         for i, curvature in enumerate(curvatures):
-            self.distances[i].set_data(steps, np.clip(np.abs(path[:, i]), 1e-9, 1e9))
+            self.distances[i].set_data(steps, np.clip(np.abs(path[:, i]), 1.1e-6, 1e9))
             self.factors[i].set_data(self.rates, np.abs(1 - self.rates * curvature))
             self.here[i].set_data([lr], [min(abs(1 - lr * curvature), 1.97)])
         limit = 2 / max(curvatures)
         self.limit.set_xdata([limit, limit])
-        self.limit_text.set(text=f"2 / curvature = {limit:.3g} ", x=limit)
+        left, right = self.factor_ax.bbox.intervalx
+        in_the_left_half = self.factor_ax.transData.transform((limit, 0))[0] < (left + right) / 2
+        self.limit_text.set(text=f" 2 / {self.steepest} = {limit:.3g} ", x=limit, ha="left" if in_the_left_half else "right")
         resized = self.distance_ax.get_xlim()[1] != steps[-1]
         if resized: self.distance_ax.set_xlim(0, steps[-1])
         return resized
@@ -241,17 +244,23 @@ class _RatePanels:
 def _plain_sgd(lr): return lambda params: Optimizer(params, [sgd_step], lr=lr)
 
 
+def _sentence(lr, outcome, steps, end, limit, *factors):
+    "A valley's state in words; the factors only where each step has the same."
+    multiplies = f" Each step multiplies {', '.join(factors)}." if factors else ""
+    return f"lr {lr} {outcome}: after {steps} steps {end}.{multiplies} Largest stable rate of plain SGD: {limit:.3g}."
+
+
 @styled
 def parabola_explorer(opt_func=_plain_sgd):
     """A ball on the parabola ½ · curvature · w², with sliders for learning rate, curvature and number of steps.
 
-    opt_func: lr -> (parameters -> optimizer).
-    `.state`: lr, curvature, n_steps, w and loss at the end,
-    `factor` (what one step of plain SGD multiplies w by), `largest_stable_lr`, outcome.
+    opt_func: lr -> (parameters -> optimizer), by default plain SGD.
+    `.state`: lr, curvature, n_steps, w and loss at the end, outcome; of plain SGD
+    `factor` (what one step multiplies w by) and `largest_stable_lr`.
     """
     fig = Figure(figsize=(11, 3.7))
     valley_ax, distance_ax, factor_ax = fig.subplots(1, 3)
-    panels = _RatePanels(distance_ax, factor_ax, ["w"], np.linspace(.01, 2.5, 400))
+    panels = _RatePanels(distance_ax, factor_ax, ["w"], np.linspace(.01, 2.5, 400), "curvature")
     w = np.linspace(-5, 5, 200)
     valley_ax.set(xlabel="weight w", ylabel="loss ½ · curvature · w²", xlim=(-5, 5), ylim=(-.7, 13),
                   title="The ball")
@@ -262,7 +271,7 @@ def parabola_explorer(opt_func=_plain_sgd):
                           bbox=_LABEL_BOX)
     live = LiveFigure(fig, [valley, trail, ball, note, *panels.artists],
                       alt="Left: a ball and its path on a parabola. "
-                          "Middle: its distance from the floor after each step. "
+                          "Middle: its distance from the lowest point after each step. "
                           "Right: what a step does to that distance, against the learning rate; "
                           "beyond 2 / curvature it grows.")
     start = torch.tensor([-2.5], dtype=torch.float64)
@@ -279,12 +288,11 @@ def parabola_explorer(opt_func=_plain_sgd):
         if panels.draw(lr, [curvature], path[:, None]): live.invalidate()
         factor = 1 - lr * curvature
         return {"lr": lr, "curvature": curvature, "n_steps": n_steps, "w": end, "loss": loss, "factor": factor,
-                "largest_stable_lr": 2 / curvature, "outcome": _outcome([factor], abs(end) / 2.5)}
+                "largest_stable_lr": 2 / curvature, "outcome": _outcome(path[:, None])}
 
     def words(s):
-        return (f"lr {s['lr']:.2f} {s['outcome']}: each step multiplies the distance by {s['factor']:.2f}; "
-                f"after {s['n_steps']} steps w = {s['w']:.3g}. "
-                f"Largest stable rate: {s['largest_stable_lr']:.2f}.")
+        factors = [f"w by {s['factor']:.2f}"] if opt_func is _plain_sgd else []
+        return _sentence(f"{s['lr']:.2f}", s["outcome"], s["n_steps"], f"w = {s['w']:.3g}", s["largest_stable_lr"], *factors)
 
     return explore(roll, live, words=words,
                    caption="Live figure. Move lr with the mouse, or click the slider and hold an arrow key: "
@@ -293,19 +301,19 @@ def parabola_explorer(opt_func=_plain_sgd):
                    curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
                    n_steps=widgets.IntSlider(20, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #05f361d4
+# %% ../nbs/02_sgd.ipynb #e3f238e5
 @styled
 def canyon_explorer(opt_func=_plain_sgd):
     """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
 
-    opt_func: lr -> (parameters -> optimizer).
-    `.state`: lr, steepness, n_steps, x, y and loss at the end,
-    the factors of one step of plain SGD along and across, `largest_stable_lr`, outcome.
+    opt_func: lr -> (parameters -> optimizer), by default plain SGD.
+    `.state`: lr, steepness, n_steps, x, y and loss at the end, outcome; of plain SGD
+    `factor_along`, `factor_across` (what one step multiplies x and y by) and `largest_stable_lr`.
     """
     fig = Figure(figsize=(11, 3.7))
     canyon_ax, distance_ax, factor_ax = fig.subplots(1, 3)
-    panels = _RatePanels(distance_ax, factor_ax, ["along the floor (x)", "across (y)"],
-                         np.geomspace(.003, 1.5, 400), log=True)
+    panels = _RatePanels(distance_ax, factor_ax, ["along (x)", "across (y)"], np.geomspace(.003, 1.5, 400),
+                         "steepness", log=True)
     canyon_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2),
                   title="The ball, from above")
     angle = np.linspace(0, 2 * math.pi, 80)
@@ -317,7 +325,7 @@ def canyon_explorer(opt_func=_plain_sgd):
                           bbox=_LABEL_BOX)
     live = LiveFigure(fig, [*rings, trail, ball, floor, note, *panels.artists],
                       alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
-                          "Middle: its distance from the floor along and across. "
+                          "Middle: its distance from the lowest point, along and across. "
                           "Right: what a step does to each of them, against the learning rate; "
                           "the steep direction sets the largest stable rate.")
     start = torch.tensor([-2.5, 1.], dtype=torch.float64)
@@ -336,28 +344,28 @@ def canyon_explorer(opt_func=_plain_sgd):
         return {"lr": lr, "steepness": steepness, "n_steps": n_steps, "x": x, "y": y,
                 "loss": (x * x + steepness * y * y) / 2,
                 "factor_along": factors[0], "factor_across": factors[1], "largest_stable_lr": 2 / steepness,
-                "outcome": _outcome(factors, math.hypot(x, y) / math.hypot(2.5, 1))}
+                "outcome": _outcome(path)}
 
     def words(s):
-        return (f"lr {s['lr']:.3f} {s['outcome']}: each step multiplies the distance "
-                f"along the floor by {s['factor_along']:.3f} and across by {s['factor_across']:.2f}. "
-                f"Largest stable rate: {s['largest_stable_lr']:.3f}.")
+        factors = [f"x by {s['factor_along']:.3f}", f"y by {s['factor_across']:.2f}"] if opt_func is _plain_sgd else []
+        end = f"x = {s['x']:.3g} and y = {s['y']:.3g}"
+        return _sentence(f"{s['lr']:.3f}", s["outcome"], s["n_steps"], end, s["largest_stable_lr"], *factors)
 
     return explore(roll, live, words=words,
                    caption="Live figure. The dotted line on the right is the speed limit that the walls set. "
-                           "How steep may they be for a ball that shall arrive in fifty steps?",
+                           "Which is the steepest canyon in which the ball still lands in fifty steps?",
                    lr=widgets.FloatLogSlider(.09, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
                    n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #db59bd27
+# %% ../nbs/02_sgd.ipynb #994fd24f
 @styled
 def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
     """A network 784-50-10 trained on digits at every move of the learning rate.
 
     dls: `DataLoaders` of `TensorLoader`s; opt_func: lr -> (parameters -> optimizer).
     `.state`: lr, step, loss (mean of the last 20 batches), best_loss (lowest such mean),
-    accuracy on up to 1,000 validation images (NaN until trained), diverged.
+    accuracy on up to 1,000 validation images (NaN until trained), `diverged` (the loss is above twice a blind guess).
     """
     fig = Figure(figsize=(11, 3.7))
     loss_ax, accuracy_ax = fig.subplots(1, 2, width_ratios=[1.4, 1])
@@ -380,8 +388,8 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
     tried, earlier = {}, []
 
     def train(lr):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):  # the same start for every rate, and the reader's random numbers untouched
+            torch.default_generator.manual_seed(0)
             model = nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 10)).to(valid_x.device)
         optimizer = opt_func(lr)(model.parameters())
         loader, losses = TensorLoader(dls.train.x, dls.train.y, 64, shuffle=True, drop_last=True), []
@@ -412,6 +420,7 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
 
     def words(s):
         end = "it flew out" if s["diverged"] else f"the loss is {s['loss']:.2f}"
+        if not s["diverged"] and s["accuracy"] < .2: end += ", and it learned nothing"
         right = ("" if math.isnan(s["accuracy"]) else
                  f", and {s['accuracy']:.0%} of {len(valid_y):,} validation images are right")
         return f"lr {s['lr']:.3g}: after {s['step']} batches {end}{right}."
