@@ -189,7 +189,7 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #f0aa95bd
+# %% ../nbs/02_sgd.ipynb #e1d03288
 _LABEL_BOX = {"fc": "white", "ec": "none", "alpha": .8, "pad": 1}  # keeps a text readable over lines
 
 
@@ -211,15 +211,14 @@ class _RatePanels:
         factor_ax.set(xlabel="learning rate", ylabel="factor |1 − lr · curvature|", ylim=(0, 2),
                       xlim=(rates[0], rates[-1]), title="One step of plain SGD", xscale="log" if log else "linear")
         factor_ax.axhspan(1, 2, color="#F6E3DA", zorder=0)
-        for y, text in ((1.96, "farther"), (.96, "closer")):
-            factor_ax.text(.02, y / 2, text, transform=factor_ax.transAxes, va="top", color=INK, fontsize=11, bbox=_LABEL_BOX)
+        factor_ax.text(.02, .98, "farther", transform=factor_ax.transAxes, va="top", color=INK, fontsize=11)
         self.distances = [distance_ax.plot([], [], color=c, marker=m, ls="-", ms=4, label=n)[0]
                           for n, c, m in zip(names, colors, markers)]
         self.factors = [factor_ax.plot([], [], color=c, ls=s)[0] for c, s in zip(colors, ["-", "--"])]
         self.here = [factor_ax.plot([], [], color=c, marker=m, ms=10, mec="white", ls="", zorder=5)[0]
                      for c, m in zip(colors, markers)]
         self.limit = factor_ax.axvline(1, color=INK, ls=":", lw=2)
-        self.limit_text = factor_ax.text(1, 1.75, "", ha="right", color=INK, fontsize=11,
+        self.limit_text = factor_ax.text(1, 1.6, "", ha="right", color=INK, fontsize=11,
                                          bbox=_LABEL_BOX)
         if len(names) > 1: distance_ax.legend(loc="upper right")
         self.artists = [*self.distances, *self.factors, *self.here, self.limit, self.limit_text]
