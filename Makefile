@@ -5,9 +5,14 @@ PORT ?= 8888
 BROWSER ?= yes
 BIN = $(VENV)/bin
 CELL_TIMEOUT = 120
-# A kernel starts in nbs/: a relative COURSE_DATA counts from here instead.
+# A kernel starts in nbs/: a relative COURSE_DATA counts from here instead. (`abspath` would split a path at its blanks.)
 ifdef COURSE_DATA
-export COURSE_DATA := $(abspath $(COURSE_DATA))
+override COURSE_DATA := $(shell $(PYTHON) -c 'import os, sys; print(os.path.abspath(sys.argv[1]))' "$(COURSE_DATA)")
+export COURSE_DATA
+endif
+# "yes" and "no" are ours; Jupyter would look for a browser of that name.
+ifneq ($(filter yes no,$(BROWSER)),)
+unexport BROWSER
 endif
 NBVAL = -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
 
@@ -17,10 +22,11 @@ NBVAL = -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-ce
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-# Also the guard of every other target: runs only when pip has something to do.
+# Also the guard of every other target: runs only when pip has something to do. An environment without pip is half made.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This course needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Say which one to take: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This course needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Say which one to take: make PYTHON=python3.12 ...")' \
+	  && $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
@@ -59,7 +65,7 @@ address: $(VENV)/.installed  ## write the repository's address (URL=https://gith
 # Colab's versions, in an environment of their own; Colab runs Python 3.13.
 COLAB_PYTHON ?= $(shell python3.13 -c "" 2>/dev/null && echo python3.13 || echo $(PYTHON))
 .venv-colab/.installed: pyproject.toml tests/colab-versions.txt
-	test -x .venv-colab/bin/python || $(COLAB_PYTHON) -m venv .venv-colab
+	@.venv-colab/bin/python -m pip --version >/dev/null 2>&1 || $(COLAB_PYTHON) -m venv --clear .venv-colab
 	.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check -c tests/colab-versions.txt -e ".[notebooks]" pytest nbval scikit-learn
 	touch $@
 

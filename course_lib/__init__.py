@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 
 from course_lib.start_here import SetupReport, check_setup, gpu_advice
 from course_lib.data import CHECKOUT, DamagedFileError, DataError, DataLoaders, DownloadError, PACKAGE, RandomAffine, STALL_S, TRICKLE_BYTES_S, TRICKLE_S, TensorLoader, affine, course_data, data_root, default_device, digits, fetch, mnist, read_idx, write_whole
-from course_lib.sgd import Optimizer, RANGES, add_scaled, canyon_explorer, check_hyper, descend, digits_explorer, hyperparameters, parabola_explorer, sgd_step
+from course_lib.sgd import Optimizer, RANGES, SCHEDULER_KEYS, add_scaled, canyon_explorer, check_hyper, descend, digits_explorer, hyperparameters, parabola_explorer, sgd_step
 from course_lib.plots import COLORS, GHOST, INK, STYLE, png_bytes, show, show_images, styled, use_style
 from course_lib.live import Explorer, LiveFigure, SLICE_S, explore
 
-__all__ = ['CHECKOUT', 'COLORS', 'DamagedFileError', 'DataError', 'DataLoaders', 'DownloadError', 'Explorer', 'GHOST', 'INK', 'LiveFigure', 'Optimizer', 'PACKAGE', 'RANGES', 'RandomAffine', 'SLICE_S', 'STALL_S', 'STYLE', 'SetupReport', 'TRICKLE_BYTES_S', 'TRICKLE_S', 'TensorLoader', 'add_scaled', 'affine', 'canyon_explorer', 'check_hyper', 'check_setup', 'course_data', 'data_root', 'default_device', 'descend', 'digits', 'digits_explorer', 'explore', 'fetch', 'gpu_advice', 'hyperparameters', 'mnist', 'parabola_explorer', 'png_bytes', 'read_idx', 'sgd_step', 'show', 'show_images', 'styled', 'use_style', 'write_whole']
+__all__ = ['CHECKOUT', 'COLORS', 'DamagedFileError', 'DataError', 'DataLoaders', 'DownloadError', 'Explorer', 'GHOST', 'INK', 'LiveFigure', 'Optimizer', 'PACKAGE', 'RANGES', 'RandomAffine', 'SCHEDULER_KEYS', 'SLICE_S', 'STALL_S', 'STYLE', 'SetupReport', 'TRICKLE_BYTES_S', 'TRICKLE_S', 'TensorLoader', 'add_scaled', 'affine', 'canyon_explorer', 'check_hyper', 'check_setup', 'course_data', 'data_root', 'default_device', 'descend', 'digits', 'digits_explorer', 'explore', 'fetch', 'gpu_advice', 'hyperparameters', 'mnist', 'parabola_explorer', 'png_bytes', 'read_idx', 'sgd_step', 'show', 'show_images', 'styled', 'use_style', 'write_whole']

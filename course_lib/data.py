@@ -7,7 +7,8 @@ __all__ = ['STALL_S', 'TRICKLE_S', 'TRICKLE_BYTES_S', 'PACKAGE', 'CHECKOUT', 'de
            'affine', 'RandomAffine', 'DataError', 'DamagedFileError', 'DownloadError', 'read_idx', 'fetch',
            'write_whole', 'data_root', 'mnist', 'digits', 'course_data']
 
-# %% ../nbs/01_data.ipynb #9015156a
+# %% ../nbs/01_data.ipynb #f96006a4
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -15,10 +16,14 @@ import http.client
 import math
 import operator
 import os
+import queue
+import secrets
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +39,13 @@ def default_device():
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/01_data.ipynb #68c92246
+# %% ../nbs/01_data.ipynb #5b828cdc
+def _whole(name, value):
+    "`value` as an int; raises `ValueError` for what is not a whole number."
+    try: return operator.index(value)
+    except TypeError: raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
+
+
 class TensorLoader:
     """Batches cut from tensors that are on the device already.
 
@@ -44,14 +55,15 @@ class TensorLoader:
     Raises `ValueError` for lengths that differ and for a batch size that gives no batch.
     """
     def __init__(self, x, y, batch_size, shuffle=False, transform=None, drop_last=False, seed=0):
+        if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
+            raise ValueError(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}: "
+                             "torch.as_tensor makes them from arrays.")
         if len(x) != len(y): raise ValueError(f"x holds {len(x)} items and y {len(y)}: every x needs its own y.")
         if x.device != y.device:
             raise ValueError(f"x is on {x.device} and y on {y.device}: move them to one device first.")
-        try: self.batch_size = operator.index(batch_size)
-        except TypeError: raise ValueError(f"batch_size must be a whole number, not {batch_size!r}.") from None
+        self.batch_size, self.seed, self.epoch = _whole("batch_size", batch_size), _whole("seed", seed), 0
         if self.batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         self.x, self.y, self.shuffle, self.transform, self.drop_last = x, y, shuffle, transform, drop_last
-        self.seed, self.epoch = seed, 0
         if not len(self): raise ValueError(f"{len(x)} items give no batch of {batch_size}"
                                            + (" with drop_last=True." if drop_last and len(x) else "."))
 
@@ -61,7 +73,7 @@ class TensorLoader:
 
     def order(self, epoch):
         "The order of that epoch's items: indices `[n]` on the CPU."
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         return torch.randperm(len(self.x), generator=generator) if self.shuffle else torch.arange(len(self.x))
 
     def __iter__(self):
@@ -88,12 +100,14 @@ class DataLoaders:
                         if (loader := getattr(self, part)) is not None)
         return f"DataLoaders {self.name!r}{parts}"
 
-# %% ../nbs/01_data.ipynb #f30668af
+# %% ../nbs/01_data.ipynb #24193de8
 @functools.lru_cache(8)
+@torch.inference_mode(False)  # what is kept may be needed in training later
 def _positions(height, width, device, dtype):
     "All pixels as (x, y, 1) from the centre, `[3, height · width]`, and what makes a pixel the unit of grid_sample."
     rows, columns = ((torch.arange(m, device=device, dtype=dtype) - (m - 1) / 2) for m in (height, width))
-    positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), rows.new_ones(height * width)])
+    ones = rows.new_ones(height * width)
+    positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), ones])
     return positions, torch.tensor([2 / width, 2 / height], device=device, dtype=dtype)[:, None, None]
 
 
@@ -132,11 +146,12 @@ class RandomAffine:
     Draws from torch's own random numbers of the device, so `torch.manual_seed` repeats it.
     """
     def __init__(self, degrees, translate=None, scale=None, shear=None, fill=None):
+        several = lambda v: (v,) if isinstance(v, (int, float)) else tuple(v)
         pair = lambda v: (-v, v) if isinstance(v, (int, float)) else tuple(v)
         shear = pair(shear or 0)
         ranges = {"degrees": pair(degrees),
-                  "translate": tuple(translate or (0, 0)),
-                  "scale": tuple(scale or (1, 1)),
+                  "translate": several(translate or (0, 0)),
+                  "scale": several(scale or (1, 1)),
                   "shear": shear if len(shear) == 4 else (*shear, 0, 0)}
         for name, values in ranges.items():
             if len(values) != (4 if name == "shear" else 2) or not all(math.isfinite(v) for v in values):
@@ -148,6 +163,8 @@ class RandomAffine:
         if not all(0 <= v <= 1 for v in ranges["translate"]):
             raise ValueError(f"translate: expected shares from 0 to 1, got {translate}.")
         if min(ranges["scale"]) <= 0: raise ValueError(f"scale: expected positive factors, got {scale}.")
+        if max(map(abs, ranges["shear"])) >= 90:
+            raise ValueError(f"shear: expected degrees between -90 and 90, got {shear}.")
         self.ranges, self.fill = ranges, fill
 
     def __call__(self, xb, yb):
@@ -187,8 +204,24 @@ def read_idx(path):
         raise DamagedFileError(f"{path} should have {n_bytes:,} bytes and has {len(raw):,}. {advice}")
     return torch.from_numpy(raw[start:]).view(shape)
 
-# %% ../nbs/01_data.ipynb #bb94192b
-STALL_S, TRICKLE_S, TRICKLE_BYTES_S = 3, 10, 2000
+# %% ../nbs/01_data.ipynb #9cb10829
+STALL_S, TRICKLE_S, TRICKLE_BYTES_S = 3, 10, 20_000
+
+
+def _open(url):
+    "The reply behind `url`; looking up the name, connecting and the headers together get `STALL_S` seconds."
+    outcome = queue.SimpleQueue()
+
+    def reach():
+        try: outcome.put(urllib.request.urlopen(request, timeout=STALL_S))
+        except Exception as error: outcome.put(error)
+
+    request = urllib.request.Request(url, headers={"User-Agent": "course_lib"})
+    threading.Thread(target=reach, daemon=True).start()
+    try: reply = outcome.get(timeout=STALL_S)
+    except queue.Empty: raise TimeoutError(f"timed out, no answer in {STALL_S} s") from None
+    if isinstance(reply, Exception): raise reply
+    return reply
 
 
 def fetch(url, md5):
@@ -198,20 +231,19 @@ def fetch(url, md5):
     """
     start, parts, received = time.monotonic(), [], 0
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "course_lib"})
-        with urllib.request.urlopen(request, timeout=STALL_S) as reply:
+        with _open(url) as reply:
+            announced = reply.length  # None where the server does not say
             while part := reply.read1(1 << 16):
                 parts.append(part)
                 received, elapsed = received + len(part), time.monotonic() - start
                 if elapsed > TRICKLE_S and received < TRICKLE_BYTES_S * elapsed:
                     raise DownloadError(f"{url} sends next to nothing ({received:,} bytes in {elapsed:.0f} s)")
-            announced = reply.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
         raise DownloadError(f"{url} answers {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise DownloadError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from error
-    if announced and received < int(announced):
-        raise DownloadError(f"{url} broke off after {received:,} of {int(announced):,} bytes")
+    if announced and received < announced:
+        raise DownloadError(f"{url} broke off after {received:,} of {announced:,} bytes")
     data = b"".join(parts)
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise DownloadError(f"{url} sends another file than the one expected (its hash differs)")
@@ -220,18 +252,20 @@ def fetch(url, md5):
 
 def write_whole(path, data):
     "Write a file under a temporary name and move it into place, so that it is never seen half written."
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): make room there, "
-                            "or name another folder in the environment variable COURSE_DATA") from error
+        raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): {_ADVICE}") from error
     finally:
-        if part.exists(): part.unlink()
+        with contextlib.suppress(OSError): part.unlink()
 
-# %% ../nbs/01_data.ipynb #10b30d1b
+
+_ADVICE = "make room there, change its permissions, or name another folder in the environment variable COURSE_DATA"
+
+# %% ../nbs/01_data.ipynb #0d600470
 PACKAGE = Path(course_lib.__file__).resolve().parent
 CHECKOUT = (PACKAGE.parent if (PACKAGE.parent / "nbs").is_dir() and (PACKAGE.parent / "pyproject.toml").exists()
             else None)
@@ -255,7 +289,10 @@ def _mnist_files(folder, download):
     paths = {}
     for archive, md5 in MNIST.resources:
         path = paths[archive.split("-idx")[0]] = folder / "MNIST" / "raw" / archive.removesuffix(".gz")
-        if path.exists(): continue
+        try:
+            if path.exists(): continue
+        except OSError as error:
+            raise DownloadError(f"{path.parent} cannot be looked into ({error.strerror}): {_ADVICE}") from error
         if not download: raise DownloadError(f"{path} is not there, and nothing was to be downloaded")
         problems = []
         for mirror in MNIST.mirrors:
@@ -267,15 +304,15 @@ def _mnist_files(folder, download):
         else: raise DownloadError(f"{path.name} is not there and cannot be downloaded: {'; '.join(problems)}")
     return paths
 
-# %% ../nbs/01_data.ipynb #6a06b72a
+# %% ../nbs/01_data.ipynb #0794db9f
 def _loaders(name, train, test, n_train, n_valid, device, batch_size, transform, seed):
     """Split `valid` off, normalise by the training images, move to the device;
     train and test are `(uint8 images, targets)`.
     """
     images, targets = train
-    n_valid = len(images) // 6 if n_valid is None else n_valid
+    n_valid = len(images) // 6 if n_valid is None else _whole("n_valid", n_valid)
     available = len(images) - n_valid
-    n_train = available if n_train is None else n_train
+    n_train = available if n_train is None else _whole("n_train", n_train)
     if not 0 < n_valid < len(images):
         raise ValueError(f"n_valid must be from 1 to {len(images) - 1:,} with this data set, not {n_valid}.")
     if not 0 < n_train <= available:
@@ -289,6 +326,7 @@ def _loaders(name, train, test, n_train, n_valid, device, batch_size, transform,
     parts = [(images[train_rows], targets[train_rows]), (images[valid_rows], targets[valid_rows]), test]
     device = default_device() if device is None else torch.device(device)
     std, mean = torch.std_mean(parts[0][0].float())
+    if not std: raise DamagedFileError(f"The {name} training images are blank: every pixel is {mean:.0f}.")
     tensors = [(x.to(device).float().sub_(mean.item()).div_(std.item())[:, None], y.long().to(device))
                for x, y in parts]
     return DataLoaders(TensorLoader(*tensors[0], batch_size, shuffle=True, transform=transform, seed=seed),
@@ -310,13 +348,15 @@ def mnist(root=None, device=None, batch_size=128, n_train=None, n_valid=None,
     parts = []
     for part in ("train", "t10k"):
         images, targets = (read_idx(paths[f"{part}-{kind}"]) for kind in ("images", "labels"))
-        if images.shape[1:] != (28, 28):
+        if images.shape[1:] != (28, 28) or not len(images):
             raise DamagedFileError(f"{paths[f'{part}-images']} holds {list(images.shape)} "
                                    "instead of images [n, 28, 28].")
         if targets.shape != images.shape[:1] or targets.max() > 9:
             raise DamagedFileError(f"{paths[f'{part}-labels']} does not hold a digit from 0 to 9 "
                                    f"for each of {len(images):,} images.")
         parts.append((images, targets))
+    if torch.equal(parts[0][1], parts[1][1]):
+        raise DamagedFileError(f"{paths['train-labels']} and {paths['t10k-labels']} hold the same: one is a copy.")
     return _loaders("mnist", *parts, n_train, n_valid, device, batch_size, transform, seed)
 
 
@@ -326,9 +366,11 @@ def digits(device=None, batch_size=128, n_train=None, n_valid=None, transform=No
 
     The last 300 are the test part.
     """
-    places = [PACKAGE / "embedded" / "digits.npz", PACKAGE.parent / "data" / "digits.npz"]
-    with np.load(next((place for place in places if place.exists()), places[0])) as file:
-        small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
+    path = CHECKOUT / "data" / "digits.npz" if CHECKOUT else PACKAGE / "embedded" / "digits.npz"
+    try:
+        with np.load(path) as file: small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DamagedFileError(f"{path} came with the course and cannot be read: install it anew.") from error
     large = F.interpolate(small[:, None].float(), size=(20, 20), mode="bicubic", align_corners=False)[:, 0]
     # 20×20 in the middle, as MNIST's digits
     images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)
@@ -340,11 +382,14 @@ def course_data(root=None, **options):
     """`mnist(root, **options)` where that is on disk or can be downloaded, else `digits(**options)`;
     prints which, and why.
 
-    Only absence falls back: a damaged file raises `DamagedFileError`.
+    Only absence falls back: a damaged file raises `DamagedFileError`. Where `n_train` or `n_valid` ask for more
+    digits than there are, the fallback gives what there is.
     """
     try: dls, why = mnist(root, **options), f"from {data_root(root)[1]}"
     except DownloadError as error:
         options.pop("download", None)
+        for part, most in (("n_valid", 249), ("n_train", 1248)):
+            if options.get(part) is not None: options[part] = min(options[part], most)
         dls, why = digits(**options), f"embedded, since {textwrap.shorten(str(error), 150)}"
     verbs = {"train": "train", "valid": "validate", "test": "test"}
     sizes = ", ".join(f"{len(getattr(dls, part).x):,} to {verb}" for part, verb in verbs.items())

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['SLICE_S', 'LiveFigure', 'Explorer', 'explore']
 
-# %% ../nbs/A2_live.ipynb #f60329f8
+# %% ../nbs/A2_live.ipynb #86fa2ae8
 import asyncio
 import base64
 import html
 import inspect
-from contextlib import ExitStack
+import math
+import threading
+from contextlib import closing
 from io import BytesIO
 from time import perf_counter
 
@@ -61,7 +63,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #caab9827
+# %% ../nbs/A2_live.ipynb #5510e205
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -71,18 +73,63 @@ def _in_words(state):
                       for name, value in state.items())
 
 
+def _on_grid(control, value):
+    """What the page's slider makes of a value: the nearest of its steps, in its own arithmetic (noUiSlider's).
+
+    A slider that gets anything else answers with this, when the cell is done or long after.
+    """
+    step, base = getattr(control, "step", None), getattr(control, "base", None)
+    if isinstance(control, widgets.IntSlider): return control.min + round((value - control.min) / step) * step
+    if not isinstance(control, (widgets.FloatSlider, widgets.FloatLogSlider)): return value
+    at, span = (math.log(value, base) if base else value), control.max - control.min
+    of_all = step * 100 / span
+    percent = math.floor((at - control.min) * 100 / span / of_all + .5) * of_all
+    at = control.max if percent >= 100 else percent * span / 100 + control.min
+    return base ** at if base else at
+
+
+def _running_loop():
+    try: return asyncio.get_running_loop()
+    except RuntimeError: return None
+
+
+class _Said:
+    "What code told the page's slider, so that a late answer of the slider is not taken for a reader's move."
+    def __init__(self, control): self.control, self.now, self.before = control, control.value, []
+
+    def by_code(self, value):
+        if _on_grid(self.control, self.now) != self.now: self.before.append(self.now)  # it will be answered
+        self.now = value
+
+    def is_answer(self, value):
+        "Is this change from the page the answer to a value that code had set?"
+        if self._same_step(value, self.now): self.now = value
+        elif any(self._same_step(value, old) for old in self.before):
+            self.before = [old for old in self.before if not self._same_step(value, old)]
+            self.control.value = self.now
+        else:
+            self.now, self.before = value, []
+            return False
+        return True
+
+    def _same_step(self, a, b): return a == b or _on_grid(self.control, a) == _on_grid(self.control, b)
+
+
 class Explorer:
     """A function under sliders; `explore` makes one.
 
     `.state`: the numbers behind the picture; `.error`: the exception of the last move, or None;
     `.controls`: the widgets by name; `.figure`: the `LiveFigure`, or None;
-    `.widget`: everything, for a layout of your own.
+    `.widget`: everything, for a layout of your own. Raises what the function raises for the values it begins with.
     """
     def __init__(self, f, controls, figure=None, words=_in_words, caption=""):
         self.f, self.figure, self.words, self.caption = f, figure, words, caption
-        self.state, self.error, self._task, self._held, self._page = {}, None, None, False, None
+        self.state, self.error, self._task, self._held, self._waiting = {}, None, None, False, {}
+        self._home = threading.current_thread(), _running_loop()
         self.controls = {name: self._control(name, spec) for name, spec in controls.items()}
-        self._start = {name: control.value for name, control in self.controls.items()}
+        self._exact = self._start = {name: control.value for name, control in self.controls.items()}
+        for control in self.controls.values(): control.value = _on_grid(control, control.value)
+        self._said = {control: _Said(control) for control in self.controls.values()}
         self._line, self._alarm = widgets.HTML(), widgets.HTML()
         self._line.add_class("explorer-words")
         self._alarm.add_class("explorer-error")
@@ -92,6 +139,7 @@ class Explorer:
         self.widget = widgets.VBox([rows, *([figure.image] if figure else []), self._line, self._alarm])
         for control in self.controls.values(): control.observe(self._moved, "value")
         self._move()
+        if self.error: raise self.error
 
     @staticmethod
     def _control(name, spec):
@@ -106,30 +154,45 @@ class Explorer:
         control.add_class(f"control-{name}")
         return control
 
-    @staticmethod
-    def _button(label, tooltip, action):
+    def _check(self, name, value):
+        "Refuse what the control would clip in silence."
+        control = self.controls[name]
+        low, high, base = (getattr(control, key, None) for key in ("min", "max", "base"))
+        if base: low, high = base ** low, base ** high
+        if low is not None and not low - 1e-9 * abs(low) <= value <= high + 1e-9 * abs(high):
+            raise ValueError(f"{name} goes from {low:.4g} to {high:.4g}; {value} is outside.")
+
+    def _button(self, label, tooltip, action):
         button = widgets.Button(description=label, tooltip=tooltip, layout=widgets.Layout(width="70px"))
-        button.on_click(lambda _: action())
+        button.on_click(lambda _: self._at_home(action))
         return button
 
     @property
     def values(self):
-        "What the controls stand at."
-        return {name: control.value for name, control in self.controls.items()}
+        "What the controls stand at; a value that code has set is exact, also between a slider's steps."
+        return {name: self._exact.get(name, control.value) for name, control in self.controls.items()}
 
     def set(self, **values):
-        "Move controls as a reader would, all of them at once; returns the state, raises what the function raised."
+        """Move controls as a reader would, all of them at once.
+
+        Returns the state, or None while a run is in flight (await `done()`); raises what the function raised.
+        """
         unknown = values.keys() - self.controls.keys()
         if unknown:
             raise ValueError(f"No control {', '.join(sorted(unknown))}; there are {', '.join(self.controls)}.")
-        self._hold_page()
-        self._held = True
+        for name, value in values.items(): self._check(name, value)
+        before, self._held = {name: self.controls[name].value for name in values}, True
         try:
-            for name, value in values.items(): self.controls[name].value = value
+            for name, value in values.items(): self.controls[name].value = _on_grid(self.controls[name], value)
+        except Exception:
+            for name in values: self.controls[name].value = before[name]
+            raise
         finally: self._held = False
+        self._exact = {**self._exact, **values}
+        for name in values: self._said[self.controls[name]].by_code(self.controls[name].value)
         self._move()
         if self.error: raise self.error
-        return self.state
+        return None if self._task else self.state
 
     def reset(self):
         "All controls back to where they began."
@@ -146,25 +209,32 @@ class Explorer:
         if self.error: raise self.error
         return self.state
 
-    def _hold_page(self):
-        """Let the page see the sliders once, when the cell is done.
-
-        A slider answers a value that is off its steps by the nearest that is on them. After a series of values such
-        answers would come late, and move the figure back.
-        """
-        try: loop = asyncio.get_running_loop()
-        except RuntimeError: return
-        if self._page is None:
-            self._page = ExitStack()
-            for control in self.controls.values(): self._page.enter_context(control.hold_sync())
-            loop.call_soon(self._release_page)
-
-    def _release_page(self):
-        page, self._page = self._page, None
-        page.close()
+    def _at_home(self, action):
+        "Call `action` where the explorer was made: newer kernels handle some of the page's messages in another thread."
+        thread, loop = self._home
+        if loop is None or thread is threading.current_thread(): action()
+        else: loop.call_soon_threadsafe(action)
 
     def _moved(self, change):
-        if not self._held: self._move()
+        control, here = change["owner"], threading.current_thread() is self._home[0]
+        if self._held and here: return
+        by_page = "value" in (getattr(control, "_property_lock", None) or {})  # ipywidgets holds it while the page speaks
+        self._waiting[control] = change["new"], by_page
+        if here or len(self._waiting) == 1: self._at_home(self._catch_up)
+
+    def _catch_up(self):
+        "React to the moves that came since the last time, all of them at once."
+        waiting, self._waiting = self._waiting, {}
+        self._held = True
+        try: moved = [control for control, move in waiting.items() if self._is_move(control, *move)]
+        finally: self._held = False
+        self._exact = {name: exact for name, exact in self._exact.items() if self.controls[name] not in moved}
+        if moved: self._move()
+
+    def _is_move(self, control, value, by_page):
+        if by_page: return not self._said[control].is_answer(value)
+        self._said[control].by_code(value)
+        return True
 
     def _move(self):
         self.stop()
@@ -172,28 +242,28 @@ class Explorer:
         try:
             result = self.f(**self.values)
             if not inspect.isgenerator(result): return self._show(result)
-            try: loop = asyncio.get_running_loop()
-            except RuntimeError: return [self._show(state) for state in result]  # a plain script has no event loop
-            self._task = loop.create_task(self._slices(result))
+            if loop := _running_loop(): self._task = loop.create_task(self._slices(result))
+            else: [self._show(state) for state in result]  # a plain script has no event loop
         except Exception as error: self._fail(error)
 
     async def _slices(self, states):
         try:
-            state, since = None, perf_counter()
-            for state in states:
-                if perf_counter() - since < SLICE_S: continue
-                self._show(state)
-                await asyncio.sleep(0)
+            with closing(states):
                 state, since = None, perf_counter()
-            if state is not None: self._show(state)
+                for state in states:
+                    if perf_counter() - since < SLICE_S: continue
+                    self._show(state)
+                    await asyncio.sleep(0)
+                    state, since = None, perf_counter()
+                if state is not None: self._show(state)
         except Exception as error: self._fail(error)
-        finally: states.close()
 
     def _show(self, state):
         if not isinstance(state, dict):
             raise TypeError(f"An explorer's function returns its state as a dict, not {type(state).__name__}.")
+        words = html.escape(self.words(state))
         if self.figure: self.figure.update()
-        self._line.value = f'<div style="font-size: 110%" aria-live="polite">{html.escape(self.words(state))}</div>'
+        self._line.value = f'<div style="font-size: 110%" aria-live="polite">{words}</div>'
         self.state = state
 
     def _fail(self, error):

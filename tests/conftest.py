@@ -2,7 +2,6 @@
 import gzip
 import hashlib
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -81,6 +80,7 @@ def mirror(small_mnist, monkeypatch):
     "torchvision's list of mirrors and hashes, pointed at this machine."
     server = Mirror(small_mnist)
     hashes = {path.lstrip("/"): hashlib.md5(data).hexdigest() for path, data in server.archives.items()}
+    for name in ("no_proxy", "NO_PROXY"): monkeypatch.setenv(name, "127.0.0.1")  # also behind somebody's proxy
     monkeypatch.setattr(MNIST, "mirrors", [server.url])
     monkeypatch.setattr(MNIST, "resources", [(name, hashes[name]) for name, _ in MNIST.resources])
     yield server

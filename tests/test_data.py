@@ -77,6 +77,32 @@ def test_files_that_do_not_belong_together(mnist_folder):
     with pytest.raises(DamagedFileError, match="digit from 0 to 9"): mnist(mnist_folder)
 
 
+def test_the_test_files_under_the_names_of_the_training_files(mnist_folder):
+    raw = mnist_folder / "MNIST" / "raw"
+    for kind in ("images-idx3", "labels-idx1"):
+        (raw / f"train-{kind}-ubyte").write_bytes((raw / f"t10k-{kind}-ubyte").read_bytes())
+    with pytest.raises(DamagedFileError, match="one is a copy"): course_data(mnist_folder)
+
+
+def test_blank_images(mnist_folder):
+    path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:16] + bytes(120 * 28 * 28))
+    with pytest.raises(DamagedFileError, match="blank"): mnist(mnist_folder)
+
+
+def test_only_training_batches_are_transformed():
+    blank = lambda xb, yb: (torch.zeros_like(xb), yb)
+    dls = digits(device="cpu", transform=blank)
+    assert not any(xb.any() for xb, _ in dls.train)
+    assert all(xb.any() for part in (dls.valid, dls.test) for xb, _ in part)
+
+
+def test_the_fallback_gives_what_there_is(tmp_path, capsys):
+    dls = course_data(tmp_path, download=False, device="cpu", n_train=50_000, n_valid=10_000)
+    assert (len(dls.train.x), len(dls.valid.x)) == (1248, 249)
+    assert course_data(tmp_path, download=False, device="cpu", n_train=100).train.x.shape == (100, 1, 28, 28)
+
+
 def test_where_data_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", "somewhere/else")
     assert data_root() == (CHECKOUT / "somewhere" / "else", "$COURSE_DATA")
@@ -121,7 +147,8 @@ def test_torchs_dataloader_may_stand_in():
 @pytest.mark.parametrize("arguments, message", [
     ((torch.zeros(3), torch.zeros(4), 2), "3 items and y 4"), ((torch.zeros(3), torch.zeros(3), 0), "at least 1"),
     ((torch.zeros(3), torch.zeros(3), -1), "at least 1"), ((torch.zeros(3), torch.zeros(3), 1.5), "whole number"),
-    ((torch.zeros(0), torch.zeros(0), 1), "no batch")])
+    ((torch.zeros(0), torch.zeros(0), 1), "no batch"), ((np.zeros(3), torch.zeros(3), 1), "must be tensors, not ndarray"),
+    (([1, 2], [1, 2], 1), "must be tensors, not list")])
 def test_bad_loaders_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message): TensorLoader(*arguments)
 
@@ -154,6 +181,26 @@ def test_random_affine_draws_from_the_ranges_and_one_for_each_image():
     assert len(columns.unique()) > 3900
 
 
+def test_random_affine_draws_each_amount_from_its_own_range(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("course_lib.data.affine", lambda x, *amounts: seen.update(zip(("angle", "translate", "scale", "shear", "fill"), amounts)))
+    torch.manual_seed(0)
+    RandomAffine((-20, 40), (.1, .3), (.5, .7), (-1, 2, 5, 9), fill=3.)(torch.zeros(5000, 1, 10, 20), None)
+    ranges = {"angle": (seen["angle"], -20, 40), "right": (seen["translate"][0], -2, 2), "down": (seen["translate"][1], -3, 3),
+              "scale": (seen["scale"], .5, .7), "along x": (seen["shear"][0], -1, 2), "along y": (seen["shear"][1], 5, 9)}
+    for name, (values, low, high) in ranges.items():
+        share = (values - low) / (high - low)
+        assert 0 <= share.min() < .01 and .99 < share.max() <= 1 and abs(share.mean() - .5) < .03, name
+    assert seen["fill"] == 3.
+
+
+def test_the_positions_that_are_kept_serve_training_too():
+    with torch.inference_mode(): affine(torch.rand(2, 1, 5, 7), *[torch.ones(2)] * 1, torch.zeros(2, 2), torch.ones(2), torch.zeros(2, 2))
+    angle = torch.zeros(2, requires_grad=True)
+    affine(torch.rand(2, 1, 5, 7), angle, torch.zeros(2, 2), torch.ones(2), torch.zeros(2, 2)).sum().backward()
+    assert angle.grad.isfinite().all()
+
+
 def test_the_background_stays_background():
     dls = digits(device="cpu")
     background = dls.train.x.min()
@@ -165,6 +212,8 @@ def test_the_background_stays_background():
 
 @pytest.mark.parametrize("wrong, message", [
     ({"degrees": (10, -10)}, "upside down"), ({"degrees": float("nan")}, "finite"), ({"degrees": 5, "translate": (1.5, 0)}, "shares from 0 to 1"),
-    ({"degrees": 5, "scale": (-1, 1)}, "positive"), ({"degrees": 5, "shear": (1, 2, 3)}, "2 or 4")])
+    ({"degrees": 5, "scale": (-1, 1)}, "positive"), ({"degrees": 5, "shear": (1, 2, 3)}, "2 or 4"),
+    ({"degrees": 5, "translate": .1}, "translate: expected 2"), ({"degrees": 5, "scale": 1.1}, "scale: expected 2"),
+    ({"degrees": 5, "shear": 90}, "between -90 and 90")])
 def test_bad_affines_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): RandomAffine(**wrong)

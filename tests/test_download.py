@@ -2,15 +2,18 @@
 
 The server that hangs would go on after 20 s; that the error says "timed out" shows that we gave up before.
 """
+import os
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from course_lib import data
 from course_lib.data import DownloadError, course_data, mnist
 
-FAULTS = {"403": "403", "wrong bytes": "hash differs", "break off": "broke off after", "hang": "timed out",
+FAULTS = {"403": "403", "wrong bytes": "hash differs", "break off": "broke off after", "hang": "timed out, no answer in 3 s",
           "hang halfway": "timed out"}
 
 
@@ -42,6 +45,17 @@ def test_a_trickle_is_given_up(mirror, tmp_path, monkeypatch):
     assert files_under(tmp_path) == []
 
 
+def test_a_name_look_up_that_hangs_is_given_up(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: mirror.stopped.wait(20) or [])
+    with pytest.raises(DownloadError, match="timed out, no answer in 3 s"): mnist(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://[bad/", f"http://{'a' * 300}/", "no-address"])
+def test_an_address_that_is_none(mirror, tmp_path, monkeypatch, url):
+    monkeypatch.setattr(data.MNIST, "mirrors", [url])
+    with pytest.raises(DownloadError, match="cannot be reached"): mnist(tmp_path)
+
+
 def test_the_next_mirror_is_tried(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(data.MNIST, "mirrors", ["http://127.0.0.1:9/", mirror.url])
     assert mnist(tmp_path, device="cpu").name == "mnist"
@@ -69,6 +83,37 @@ def test_a_folder_that_cannot_be_written_to(mirror, tmp_path, capsys):
     with pytest.raises(DownloadError, match="cannot be written to.*COURSE_DATA"): mnist(tmp_path / "file")
     assert course_data(tmp_path / "file", device="cpu").name == "digits"
     assert (tmp_path / "file").read_text() == "I am no folder."
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs to become somebody else")
+def test_a_folder_of_somebody_else(mirror):
+    script = f"""
+import os, tempfile
+from pathlib import Path
+from torchvision.datasets import MNIST
+MNIST.mirrors, MNIST.resources = {[mirror.url]!r}, {data.MNIST.resources!r}
+from course_lib.data import DownloadError, mnist
+with tempfile.TemporaryDirectory() as folder:
+    os.chmod(folder, 0o755)
+    (Path(folder) / "MNIST").mkdir(mode=0o700)
+    os.seteuid(65534)
+    try: mnist(folder)
+    except DownloadError as error: print(error)
+    os.seteuid(0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "cannot be looked into (Permission denied)" in done.stdout and "COURSE_DATA" in done.stdout, done.stderr
+
+
+def test_many_writers_at_once(tmp_path):
+    threads = [threading.Thread(target=lambda: [data.write_whole(tmp_path / "name", b"whole") for _ in range(50)]) for _ in range(4)]
+    failed = []
+    before, threading.excepthook = threading.excepthook, failed.append
+    try:
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+    finally: threading.excepthook = before
+    assert not failed and files_under(tmp_path) == ["name"]
 
 
 def test_a_full_disk(mirror, tmp_path):

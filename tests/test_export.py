@@ -41,11 +41,10 @@ def test_hands_off(copy):
     assert edited.read_text().endswith("lr = 3\n")
     assert run("tools/notebooks.py", "export", cwd=copy).returncode == 0 and check(copy).returncode == 0
     (copy / "course_lib" / "stray.py").write_text("")
-    (copy / "course_lib" / "stray.py").write_text("x = 1\n")
-    assert "stray.py" in check(copy).stderr
+    assert "stray.py: no notebook exports it" in check(copy).stderr
     (copy / "course_lib" / "stray.py").unlink()
     (copy / "course_lib" / "data.py").unlink()
-    assert "data.py" in check(copy).stderr
+    assert "data.py: is missing" in check(copy).stderr
 
 
 def test_a_chapter_that_does_not_parse_leaves_the_library_as_it_was(copy):
@@ -60,14 +59,16 @@ def test_a_chapter_that_does_not_parse_leaves_the_library_as_it_was(copy):
 
 
 def test_the_address_stands_in_one_place(copy):
-    assert run("tools/notebooks.py", "address", "https://github.com/someone/some-course", cwd=copy).returncode == 0
+    for url in ("https://github.com/me/my.course", "https://github.com/someone/some-course"):
+        assert run("tools/notebooks.py", "address", url, cwd=copy).returncode == 0
     for notebook in (copy / "nbs").glob("*.ipynb"):
         text = notebook.read_text()
-        assert f"github/someone/some-course/blob/main/nbs/{notebook.name}" in text and "git+https://github.com/someone/some-course" in text
-        assert "OWNER" not in text
+        assert f"github/someone/some-course/blob/main/nbs/{notebook.name}" in text and "git+https://github.com/someone/some-course\"" in text.replace("\\n", "\"")
+        assert "OWNER" not in text and "my.course" not in text
         json.loads(text)
     assert 'Repository = "https://github.com/someone/some-course"' in (copy / "pyproject.toml").read_text()
-    assert "Expected the form" in run("tools/notebooks.py", "address", "somewhere", cwd=copy).stderr
+    for wrong in ("somewhere", "https://github.com/a/b c", "https://example.com/a/b"):
+        assert "Expected the form" in run("tools/notebooks.py", "address", wrong, cwd=copy).stderr
 
 
 def test_each_chapter_exports_the_module_of_its_name():
@@ -80,7 +81,9 @@ def imports(path):
     "The top-level names that a module imports."
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom): yield f"course_lib.{node.module}" if node.level else node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.module != "course_lib", "say from which module"
+            yield f"course_lib.{node.module}" if node.level else node.module
 
 
 def test_what_is_imported_is_declared_and_nothing_else():

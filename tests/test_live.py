@@ -1,6 +1,7 @@
 """Live figures outside of a notebook, and in an event loop of our own."""
 import asyncio
 import io
+import threading
 import time
 
 import ipywidgets as widgets
@@ -70,6 +71,106 @@ def test_an_observer_that_fails_is_seen_and_recovers():
     with pytest.raises(RuntimeError, match="too many"): explorer.set(n=3)
     assert explorer.set(n=5) == {"n": 5} and explorer._alarm.value == "" and bytes(live.image.value) != picture
     assert explorer.reset() == {"n": 1}
+
+
+def from_the_page(control, value): control.set_state({"value": value})
+
+
+def test_a_late_answer_of_a_slider_is_no_move():
+    calls = []
+    explorer = explore(lambda lr, rate: calls.append((lr, rate)) or {"lr": lr, "rate": rate}, lr=widgets.FloatSlider(.5, min=0, max=2, step=.1),
+                       rate=widgets.FloatLogSlider(.09, base=10, min=-3, max=1, step=.05))
+    explorer.controls["lr"].value = .12
+    explorer.set(lr=.57)
+    n = len(calls)
+    from_the_page(explorer.controls["lr"], .1)  # the answer to .12
+    from_the_page(explorer.controls["lr"], .6000000000000001)  # the page's arithmetic in another version
+    assert len(calls) == n and explorer.state["lr"] == explorer.values["lr"] == .57
+    assert explorer.state["rate"] == .09 and explorer.controls["rate"].value == pytest.approx(10 ** -1.05)
+    for value in (.3, .4): explorer.set(lr=value)
+    from_the_page(explorer.controls["lr"], .30000000000000004)  # needs no answer, so this is a reader's move
+    assert explorer.state["lr"] == pytest.approx(.3)
+    from_the_page(explorer.controls["lr"], .1)  # and now a reader's move to the same place
+    assert explorer.state["lr"] == .1
+    from_the_page(explorer.controls["rate"], .5)
+    assert explorer.state["rate"] == .5
+    from_the_page(explorer.controls["lr"], .2)
+    assert explorer.state == {"lr": .2, "rate": .5}
+
+
+def test_messages_in_other_threads_are_answered_at_home_and_at_once():
+    "As ipykernel 7 handles them; what piles up while the kernel is busy is one move."
+    seen = []
+
+    async def scenario():
+        explorer = explore(lambda n: seen.append((n, threading.current_thread())) or {"n": n}, n=(0, 9))
+        seen.clear()
+        pages = [threading.Thread(target=from_the_page, args=(explorer.controls["n"], n)) for n in (7, 8, 9)]
+        for page in pages:
+            page.start()
+            page.join()
+        assert seen == []
+        await asyncio.sleep(0)
+        assert seen == [(9, threading.main_thread())] and explorer.state == {"n": 9}
+        click = threading.Thread(target=explorer.widget.children[0].children[-1].click)
+        click.start()
+        click.join()
+        await asyncio.sleep(0)
+        assert explorer.state == {"n": 4} and seen[-1][1] is threading.main_thread()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_control_would_clip_is_refused_and_nothing_moves():
+    explorer = explore(lambda a, b: {"a": a, "b": b}, a=(0, 9), b=["x", "y"])
+    with pytest.raises(ValueError, match="a goes from 0 to 9; 12 is outside"): explorer.set(a=12)
+    with pytest.raises(Exception, match="Invalid selection"): explorer.set(a=3, b="z")
+    assert explorer.values == {"a": 4, "b": "x"} and explorer.state == explorer.values
+
+
+def test_broken_from_the_start():
+    def broken(n): raise RuntimeError("broken")
+    with pytest.raises(RuntimeError, match="broken"): explore(broken, n=(0, 3))
+    with pytest.raises(TypeError, match="state as a dict"): explore(lambda n: n, n=(0, 3))
+
+
+def test_words_that_fail_leave_the_picture():
+    line, live = moving_line()
+
+    def f(n):
+        line.set_ydata([0, n / 9])
+        return {"n": n}
+
+    explorer = explore(f, live, words=lambda s: f"<b>{1 / (s['n'] - 3)}", n=widgets.IntSlider(1, 0, 9))
+    assert "&lt;b&gt;" in explorer._line.value
+    picture = bytes(live.image.value)
+    explorer.controls["n"].value = 3
+    assert isinstance(explorer.error, ZeroDivisionError) and bytes(live.image.value) == picture and explorer.state == {"n": 1}
+
+
+def test_a_run_that_is_overtaken_is_closed():
+    closed = []
+
+    async def scenario():
+        def work(n):
+            try:
+                for i in range(100):
+                    time.sleep(.005)
+                    yield {"i": i}
+            finally: closed.append(n)
+
+        explorer = explore(work, n=(0, 9))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        explorer.set(n=1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert closed == [4]
+        explorer.stop()
+        await asyncio.sleep(0)
+        assert closed == [4, 1]
+
+    asyncio.run(scenario())
 
 
 def test_several_controls_move_as_one():

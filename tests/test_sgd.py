@@ -3,6 +3,7 @@ import copy
 import functools
 import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -101,8 +102,41 @@ def test_state_is_saved_loaded_copied_and_pickled():
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     go_on(resumed, other, batches[9:])
     for a, b in zip(resumed.parameters(), straight_through): assert torch.equal(a.detach(), b)
-    assert pickle.loads(pickle.dumps(optimizer)).steppers == [heavy_ball]
-    with pytest.raises(ValueError, match="another optimizer.*lacks beta"): other.load_state_dict(torch.optim.Adam(resumed.parameters()).state_dict())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_copies_step_as_the_original_does(duplicate):
+    p = nn.Parameter(torch.ones(3))
+    optimizer = Optimizer([p], [heavy_ball], lr=.1)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    twin = duplicate(optimizer)
+    [q] = twin.param_groups[0]["params"]
+    q.grad = torch.ones(3)
+    for one in (optimizer, twin): one.step()
+    assert q is not p and torch.equal(p, q) and p[0] < .8
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda s: s["param_groups"][0].pop("beta"), "another optimizer: it lacks beta"),
+    (lambda s: s["param_groups"][0].update(momentum=.9), "another optimizer: it has momentum"),
+    (lambda s: s["param_groups"][0].update(lr=math.nan), "lr must be finite"),
+    (lambda s: s["param_groups"][0].update(lr=torch.tensor([.1, .2])), "2 values.*first axis of 2"),
+    (lambda s: s.pop("param_groups"), "no 'param_groups'")])
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, message):
+    optimizer = Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=.1)
+    state = copy.deepcopy(optimizer.state_dict())
+    damage(state)
+    with pytest.raises(ValueError, match=message): optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == .1 and optimizer.param_groups[0]["beta"] == .9
+
+
+def test_a_state_with_a_schedulers_notes_fits():
+    make = lambda: Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=.1)
+    optimizer, other = make(), make()
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1., total_steps=10, cycle_momentum=False)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] != .1
 
 
 def test_a_new_optimizer_knows_nothing_of_an_old_one():
@@ -186,7 +220,8 @@ WEIGHTS = [nn.Parameter(torch.zeros(3))]
     ([torch.zeros(3, dtype=torch.int64)], [sgd_step], {"lr": .1}, "torch.int64"),
     ([torch.zeros(3, dtype=torch.complex64)], [sgd_step], {"lr": .1}, "torch.complex64"),
     (WEIGHTS, [sgd_step], {"lr": torch.tensor([.1, .2])}, "2 values.*first axis of 2"),
-    (WEIGHTS, [sgd_step], {"lr": torch.tensor([[.1]])}, "one axis"),
+    (WEIGHTS, [sgd_step], {"lr": torch.tensor([[.1]])}, "one axis"), (WEIGHTS, [sgd_step], {"lr": torch.tensor(1)}, "floating point"),
+    (WEIGHTS, [sgd_step], {"lr": torch.tensor(True)}, "floating point"),
     (WEIGHTS, [sgd_step], {"lr": torch.tensor([.1, math.nan, .1])}, "lr must be finite")])
 def test_bad_input_is_named(params, steppers, hypers, message):
     with pytest.raises(ValueError, match=message): Optimizer(params, steppers, **hypers)
@@ -201,15 +236,35 @@ def test_sparse_gradients_are_refused():
 def test_a_group_added_late_is_checked_too():
     optimizer = Optimizer(WEIGHTS, [sgd_step], lr=.1)
     with pytest.raises(ValueError, match="at least 0"): optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": -1})
+    with pytest.raises(ValueError, match="int64"): optimizer.add_param_group({"params": [torch.zeros(1, dtype=torch.int64)]})
+    with pytest.raises(ValueError, match="first axis"): optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": torch.ones(2)})
+    with pytest.raises(TypeError, match="dict"): optimizer.add_param_group([nn.Parameter(torch.zeros(1))])
+    assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     assert optimizer.param_groups[1]["lr"] == .1
 
 
-def test_compiled_step():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler"))])
+@pytest.mark.parametrize("lr", [.05, torch.tensor(.05)])
+def test_compiled_step(backend, lr):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch._dynamo.reset()
     model, reference = net(torch.float32), net(torch.float32)
-    optimizer = Optimizer(model.parameters(), [sgd_step], lr=.05)
-    optimizer.step = torch.compile(optimizer.step, backend="eager")
-    for a, b in zip(train(model, optimizer, 5), train(reference, torch.optim.SGD(reference.parameters(), lr=.05), 5)): torch.testing.assert_close(a, b)
+    optimizer = Optimizer(model.parameters(), [heavy_ball], lr=lr)
+    twin = Optimizer(reference.parameters(), [heavy_ball], lr=.05)
+    optimizer.step = torch.compile(optimizer.step, backend=counting)
+    for a, b in zip(train(model, optimizer, 5), train(reference, twin, 5)): torch.testing.assert_close(a, b)
+    assert graphs, "nothing was compiled"
+
+
+@pytest.mark.parametrize("value", [1 - 1e-9, 0, .5])
+def test_numbers_are_compared_as_python_has_them(value):
+    assert Optimizer([nn.Parameter(torch.zeros(1, dtype=torch.float64))], [heavy_ball], lr=1e39, beta=value).param_groups[0]["beta"] == value
 
 
 @pytest.mark.parametrize("lr", [.01, .3, 1., 1.99, 2.5])
@@ -225,6 +280,14 @@ def test_explorers_show_the_closed_form(lr):
         assert (state["outcome"] == "flies out") == (min(lr, 1.4) > 2 / 7)
 
 
+def test_the_outcome_is_read_off_the_path_for_any_optimizer():
+    def sign_step(p, grad, state, *, lr): add_scaled(p, grad.sign(), -lr)
+
+    explorer = canyon_explorer(lambda lr: lambda params: Optimizer(params, [sign_step], lr=lr))
+    assert explorer.set(lr=.05, steepness=50., n_steps=50)["outcome"] == "lands"  # plain SGD would fly out
+    assert "multiplies" not in explorer._line.value
+
+
 def test_a_broken_stepper_shows_in_the_explorer():
     explorer = parabola_explorer(lambda lr: lambda params: Optimizer(params, [sgd_step], lr=lr if lr < 2 else -1))
     good = dict(explorer.state)
@@ -232,6 +295,14 @@ def test_a_broken_stepper_shows_in_the_explorer():
     assert "lr must be" in str(explorer.error) and explorer.state == good
     explorer.controls["lr"].value = .5
     assert explorer.error is None and explorer.state["lr"] == .5
+
+
+def test_descend_gives_steppers_a_gradient_of_their_own():
+    "A slope that returns the point itself must not change under a stepper that moves the point first."
+    def shrink(p, grad, state): p.mul_(.9)
+
+    path = descend(torch.tensor([4.]), lambda w: w, lambda params: Optimizer(params, [shrink, sgd_step], lr=.5), 2)
+    torch.testing.assert_close(path[:, 0], torch.tensor([4., 1.6, .64]))
 
 
 def test_descend_is_plain_arithmetic():

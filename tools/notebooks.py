@@ -84,8 +84,10 @@ def check():
         expected = export_to(Path(folder))
     found = {p.name: p.read_text() for p in (ROOT / "course_lib").glob("*.py")}
     report = []
-    for name in sorted(expected.keys() | found.keys()):
-        texts = (files.get(name, "").splitlines(keepends=True) for files in (expected, found))
+    for name in sorted(expected.keys() ^ found.keys()):
+        report.append(f"{name}: {'is missing' if name in expected else 'no notebook exports it'}\n")
+    for name in sorted(expected.keys() & found.keys()):
+        texts = (files[name].splitlines(keepends=True) for files in (expected, found))
         report += difflib.unified_diff(*texts, f"{name} (exported from nbs/)", f"course_lib/{name}")
     if report:
         sys.exit("".join(report[:60]) + "\n\ncourse_lib/ is not what the notebooks export. "
@@ -126,7 +128,7 @@ def address(url=None, root=ROOT):
     "Write the address into pyproject.toml if one is given, and from there into every notebook."
     project = root / "pyproject.toml"
     text = project.read_text()
-    entry = re.compile(r'^Repository = "(https://github\.com/[^/"]+/[^/"]+)"$', re.MULTILINE)
+    entry = re.compile(r'^Repository = "(https://github\.com/[\w.-]+/[\w.-]+)"$', re.MULTILINE)
     if url:
         url = url.removesuffix("/").removesuffix(".git")
         if not entry.match(f'Repository = "{url}"'):
@@ -137,7 +139,7 @@ def address(url=None, root=ROOT):
     for path in chapters(root):
         source = path.read_text()
         changed = re.sub(r"(colab\.research\.google\.com/github/)[^/]+/[^/]+(/blob/main/)", rf"\g<1>{slug}\2", source)
-        changed = re.sub(r"git\+https://github\.com/[\w.-]+/[\w-]+", f"git+{url}", changed)
+        changed = re.sub(r"git\+https://github\.com/[\w.-]+/[\w.-]+", f"git+{url}", changed)
         if changed != source: path.write_text(changed)
     print(f"Badges and Colab installs point at {url}.")
 
