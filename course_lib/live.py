@@ -63,7 +63,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #5510e205
+# %% ../nbs/A2_live.ipynb #38a01353
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -218,7 +218,8 @@ class Explorer:
     def _moved(self, change):
         control, here = change["owner"], threading.current_thread() is self._home[0]
         if self._held and here: return
-        by_page = "value" in (getattr(control, "_property_lock", None) or {})  # ipywidgets holds it while the page speaks
+        lock = getattr(control, "_property_lock", None)  # ipywidgets holds it while the page speaks
+        by_page = "value" in (lock or {})
         self._waiting[control] = change["new"], by_page
         if here or len(self._waiting) == 1: self._at_home(self._catch_up)
 
