@@ -37,7 +37,7 @@ def test_valid_executed_in_order_and_without_errors(nb):
 def test_no_machine_in_it(nb, path):
     assert "widgets" not in nb.metadata and dict(nb.metadata.language_info) == {"name": "python"}
     raw = path.read_text()
-    assert not re.search(r"(/home/|/root/|/work/|/tmp/|/Users/|C:\\\\)", raw), "a path of a machine"
+    assert not re.search(r"(/(home|root|work|tmp|Users)/|C:\\\\)", raw), "a path of a machine"
     assert "/site-packages/" not in raw
     assert not any(output.get("name") == "stderr" for _, output in outputs(nb)), "a warning is saved"
     assert path.stat().st_size < 2_000_000
