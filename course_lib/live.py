@@ -63,7 +63,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #38a01353
+# %% ../nbs/A2_live.ipynb #e935e167
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -125,7 +125,7 @@ class Explorer:
     def __init__(self, f, controls, figure=None, words=_in_words, caption=""):
         self.f, self.figure, self.words, self.caption = f, figure, words, caption
         self.state, self.error, self._task, self._held, self._waiting = {}, None, None, False, {}
-        self._home = threading.current_thread(), _running_loop()
+        self._home, self._lock = (threading.current_thread(), _running_loop()), threading.Lock()
         self.controls = {name: self._control(name, spec) for name, spec in controls.items()}
         self._exact = self._start = {name: control.value for name, control in self.controls.items()}
         for control in self.controls.values(): control.value = _on_grid(control, control.value)
@@ -220,12 +220,14 @@ class Explorer:
         if self._held and here: return
         lock = getattr(control, "_property_lock", None)  # ipywidgets holds it while the page speaks
         by_page = "value" in (lock or {})
-        self._waiting[control] = change["new"], by_page
-        if here or len(self._waiting) == 1: self._at_home(self._catch_up)
+        with self._lock:
+            self._waiting[control] = change["new"], by_page
+            first = len(self._waiting) == 1
+        if here or first: self._at_home(self._catch_up)
 
     def _catch_up(self):
         "React to the moves that came since the last time, all of them at once."
-        waiting, self._waiting = self._waiting, {}
+        with self._lock: waiting, self._waiting = self._waiting, {}
         self._held = True
         try: moved = [control for control, move in waiting.items() if self._is_move(control, *move)]
         finally: self._held = False
@@ -244,7 +246,8 @@ class Explorer:
             result = self.f(**self.values)
             if not inspect.isgenerator(result): return self._show(result)
             if loop := _running_loop(): self._task = loop.create_task(self._slices(result))
-            else: [self._show(state) for state in result]  # a plain script has no event loop
+            else:  # a plain script has no event loop
+                for state in result: self._show(state)
         except Exception as error: self._fail(error)
 
     async def _slices(self, states):

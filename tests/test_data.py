@@ -1,5 +1,4 @@
 """Data against references: scikit-learn's digits, torchvision's MNIST and affine map, and files that are not what they should be."""
-import os
 import subprocess
 import sys
 from pathlib import Path

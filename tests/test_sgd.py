@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from course_lib.data import default_device
 from course_lib.sgd import Optimizer, add_scaled, canyon_explorer, descend, parabola_explorer, sgd_step
