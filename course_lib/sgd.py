@@ -389,7 +389,7 @@ def canyon_explorer(opt_func=_plain_sgd):
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
                    n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #41395c45
+# %% ../nbs/02_sgd.ipynb #fa480191
 @styled
 def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
     """A network 784-50-10 trained on digits at every move of the learning rate.
@@ -434,16 +434,17 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd):
                 optimizer.step()
                 optimizer.zero_grad()
                 losses.append(loss.item())
-                curve.set_data(range(len(losses)), np.nan_to_num(losses, nan=1e3, posinf=1e3).clip(max=1e3))
                 if len(losses) == n_steps: break
-                yield report(lr, losses)
+                if len(losses) % 10 == 0: yield report(lr, losses)
         with torch.no_grad(): tried[lr] = 100 * (model(valid_x).argmax(1) == valid_y).float().mean().item()
-        earlier.append(list(curve.get_ydata()))
         dots.set_data(list(tried), list(tried.values()))
         now.set_data([lr], [tried[lr]])
-        yield report(lr, losses, tried[lr] / 100)
+        state = report(lr, losses, tried[lr] / 100)
+        earlier.append(curve.get_ydata())
+        yield state
 
     def report(lr, losses, accuracy=math.nan):
+        curve.set_data(range(len(losses)), np.nan_to_num(losses, nan=1e3, posinf=1e3).clip(max=1e3))
         smooth = (np.convolve(losses, np.ones(20) / 20, "valid") if len(losses) >= 20 else
                   np.array([np.mean(losses)]))
         return {"lr": lr, "step": len(losses), "loss": float(smooth[-1]), "best_loss": float(smooth.min()),
