@@ -21,7 +21,7 @@ from IPython.display import Markdown, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-# %% ../nbs/A2_live.ipynb #d945777a
+# %% ../nbs/A2_live.ipynb #7c1bb95a
 class LiveFigure:
     """A figure whose changing artists are blitted into an `ipywidgets.Image`.
 
@@ -49,6 +49,7 @@ class LiveFigure:
         "Draw the changing artists over the kept background and send the picture."
         if self.background is None:
             self.canvas.draw()
+            self.fig.set_layout_engine("none")  # solved once: it takes as long as drawing
             self.background = self.canvas.copy_from_bbox(self.fig.bbox)
         self.canvas.restore_region(self.background)
         for artist in self.artists: self.fig.draw_artist(artist)

@@ -131,29 +131,30 @@ def best_momentum(smallest, largest):
     low, high = math.sqrt(smallest), math.sqrt(largest)
     return (2 / (low + high)) ** 2, ((high - low) / (high + low)) ** 2
 
-# %% ../nbs/03_momentum.ipynb #3c830772
+# %% ../nbs/03_momentum.ipynb #4e3e3776
 @styled
-def momentum_explorer(steppers=(average_grad, momentum_step)):
-    """A ball with momentum in the canyon ½ (x² + steepness · y²): sliders for lr, beta, steepness and number of steps.
+def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
+    """A ball with momentum in the canyon ½ (x² + steepness · y²): sliders for lr, beta and steepness.
 
     steppers: heavy ball, or others that take lr and beta (the lines of theory stay those of heavy ball).
-    `.state`: lr, beta, steepness, n_steps, x, y, `left` (share of the distance that is left), outcome; of heavy ball's theory
+    `.state`: lr, beta, steepness, x, y, `left` (share of the distance that is left), outcome; of heavy ball's theory
     `factor_along`, `factor_across` (of a step, in the long run), `largest_stable_lr`, `best_lr`, `best_beta`.
     """
     fig = Figure(figsize=(12, 3.9))
     canyon_ax, distance_ax, map_ax = fig.subplots(1, 3)
     view = CanyonView(canyon_ax)
-    distance_ax.set(xlabel="step", ylabel="distance from the lowest point", yscale="log", ylim=(1e-6, 1e3), title="How far to go?")
-    map_ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title="What each pair leaves")
+    distance_ax.set(xlabel="step", ylabel="distance from the lowest point", yscale="log", ylim=(1e-6, 1e3),
+                    xlim=(0, n_steps), title="How far to go?")
+    map_ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title=f"What each pair leaves after {n_steps} steps")
     distances = [distance_ax.plot([], [], color=COLORS[c], marker=m, ls="-", ms=4, lw=1, label=n)[0]
                  for n, c, m in (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))]
     theory = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")[0]
     distance_ax.legend(loc="upper right")
 
-    exponents, betas = np.linspace(-2.5, .4, 48), np.linspace(.01, .99, 40)  # of the map: log10(lr), beta
+    exponents, betas = np.linspace(-2.5, .4, 40), np.linspace(.01, .99, 32)  # of the map: log10(lr), beta
     colors = matplotlib.colormaps["viridis"].with_extremes(over="#F6E3DA")
-    picture = map_ax.imshow(np.zeros((40, 48)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors, zorder=.5,
-                            extent=(-2.53, .43, 0, 1), interpolation="nearest")
+    picture = map_ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors, zorder=.5,
+                            extent=(-2.537, .437, 0, 1), interpolation="nearest")
     bar = fig.colorbar(picture, ax=map_ax, ticks=[-6, -4, -2, 0], extend="max")
     bar.set_label("share of the distance left")
     bar.set_ticklabels(["$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
@@ -171,7 +172,7 @@ def momentum_explorer(steppers=(average_grad, momentum_step)):
     make = lambda lr, beta: lambda params: Optimizer(params, steppers, lr=lr, beta=beta)
     mapped = None
 
-    def draw_map(steepness, n_steps, curvatures):
+    def draw_map(steepness, curvatures):
         "One optimizer steps a ball for every point of the map."
         beta_grid, lr_grid = (torch.from_numpy(g.ravel()) for g in np.meshgrid(betas, 10 ** exponents, indexing="ij"))
         point = torch.nn.Parameter(start.repeat(len(lr_grid), 1))
@@ -180,34 +181,32 @@ def momentum_explorer(steppers=(average_grad, momentum_step)):
             point.grad = curvatures * point.detach()
             optimizer.step()
         left = (point.detach().norm(dim=1) / start.norm()).log10().nan_to_num(9., posinf=9.)
-        picture.set_data(left.reshape(40, 48).numpy())
+        picture.set_data(left.reshape(32, 40).numpy())
         inner = np.linspace(0, 1, 50)
         border.set_data(np.log10(2 * (1 + inner) / steepness), inner)
         lr, beta = best_momentum(1, steepness)
         best.set_data([math.log10(lr)], [beta])
 
-    def roll(lr, beta, steepness, n_steps):
+    def roll(lr, beta, steepness):
         nonlocal mapped
         curvatures = torch.tensor([1., steepness], dtype=torch.float64)
-        if mapped != (mapped := (steepness, n_steps)):
-            draw_map(steepness, n_steps, curvatures)
-            distance_ax.set_xlim(0, n_steps)
-            live.invalidate()
+        if steepness != mapped: draw_map(steepness, curvatures)
+        mapped = steepness
         path = descend(start, lambda point: curvatures * point, make(lr, beta), n_steps).numpy()
         (x, y), steps = path[-1].tolist(), np.arange(n_steps + 1)
         view.draw(path, steepness)
         factors = [float(momentum_factor(lr, beta, curvature)) for curvature in (1., steepness)]
-        for i in range(2): distances[i].set_data(steps, np.clip(np.abs(path[:, i]), 1.1e-6, 1e9))
-        theory.set_data(steps, np.clip(2.7 * max(factors) ** steps, 1.1e-6, 1e9))
+        for i in range(2): distances[i].set_data(steps, np.clip(np.abs(path[:, i]), 1e-30, 1e9))
+        theory.set_data(steps, np.clip(2.7 * max(factors) ** steps, 1e-30, 1e9))
         here.set_data([math.log10(lr)], [beta])
         best_lr, best_beta = best_momentum(1, steepness)
-        return {"lr": lr, "beta": beta, "steepness": steepness, "n_steps": n_steps, "x": x, "y": y,
+        return {"lr": lr, "beta": beta, "steepness": steepness, "x": x, "y": y,
                 "left": math.hypot(x, y) / start.norm().item(), "outcome": outcome(path),
                 "factor_along": factors[0], "factor_across": factors[1], "largest_stable_lr": 2 * (1 + beta) / steepness,
                 "best_lr": best_lr, "best_beta": best_beta}
 
     def words(s):
-        return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left after {s['n_steps']} steps. "
+        return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left after {n_steps} steps. "
                 f"Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
                 f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}.")
 
@@ -216,8 +215,7 @@ def momentum_explorer(steppers=(average_grad, momentum_step)):
                            "pale orange: farther away than at the start. First beta 0: find the best lr. Then raise beta, and find it again.",
                    lr=widgets.FloatLogSlider(10 ** -1.05, base=10, min=-2.5, max=.4, step=.01, readout_format=".3f"),
                    beta=widgets.FloatSlider(.5, min=0, max=.99, step=.01),
-                   steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
-                   n_steps=widgets.IntSlider(60, min=10, max=200, step=10, description="steps"))
+                   steepness=widgets.FloatSlider(20, min=2, max=50, step=1))
 
 # %% ../nbs/03_momentum.ipynb #8d64d2b3
 def nesterov_step(p, grad, state, *, lr, beta=.9):

@@ -60,8 +60,8 @@ def sgd_step(p, grad, state, *, lr):
     "Gradient descent (Cauchy, 1847; on noisy slopes Robbins and Monro, 1951): p ← p − lr · grad."
     add_scaled(p, grad, -lr)
 
-# %% ../nbs/02_sgd.ipynb #af5d2469
-RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1),  # low ≤ value < high
+# %% ../nbs/02_sgd.ipynb #a75f3570
+RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1), "slow_beta": (0, 1),  # low ≤ value < high
           "eps": (0, math.inf), "weight_decay": (0, math.inf)}
 
 
