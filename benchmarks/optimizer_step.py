@@ -81,7 +81,7 @@ def main():
     args = arguments(__doc__)
     repeats = {"mlp": 15, "resnet18": 5} if args.quick else {"mlp": 60, "resnet18": 25}
     torch._dynamo.config.recompile_limit = 64
-    for module in ("torch._dynamo", "torch._inductor"): logging.getLogger(module).setLevel(logging.ERROR)
+    for module in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension"): logging.getLogger(module).setLevel(logging.ERROR)
     device, compiler = default_device(), shutil.which("g++") or shutil.which("clang")
     say_machine("torch", "torchvision", threads=torch.get_num_threads())
     print(f"on {device}, taking turns; " + "; ".join(f"{title}: {repeats[model]} blocks of {k} steps" for model, (title, _, k, *_) in MODELS.items()))

@@ -131,7 +131,39 @@ def best_momentum(smallest, largest):
     low, high = math.sqrt(smallest), math.sqrt(largest)
     return (2 / (low + high)) ** 2, ((high - low) / (high + low)) ** 2
 
-# %% ../nbs/03_momentum.ipynb #4e3e3776
+# %% ../nbs/03_momentum.ipynb #7559ea9c
+class _PairMap:
+    "A map of lr and beta: each cell is a ball, coloured by the distance that it has left; theory's border and best pair on top."
+    def __init__(self, fig, ax, steppers, start, n_steps):
+        self.steppers, self.start, self.n_steps = steppers, start, n_steps
+        self.rates, self.betas = np.logspace(-2.5, .4, 40), np.linspace(.01, .99, 32)
+        colors = matplotlib.colormaps["viridis"].with_extremes(over="#F6E3DA")
+        self.picture = ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors, zorder=.5,
+                                 extent=(-2.537, .437, 0, 1), interpolation="nearest")
+        bar = fig.colorbar(self.picture, ax=ax, ticks=[-6, -4, -2, 0], extend="max")
+        bar.set_label("share of the distance left")
+        bar.set_ticklabels(["$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
+        ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title=f"What each pair leaves after {n_steps} steps")
+        ax.set_xticks([-2, -1, 0], ["0.01", "0.1", "1"])
+        ax.grid(False)
+        [self.border] = ax.plot([], [], color=COLORS["orange"], ls="-", lw=2.5)
+        [self.best] = ax.plot([], [], color="white", marker="*", ms=16, mec=INK, ls="")
+        [self.here] = ax.plot([], [], color=COLORS["orange"], marker="o", ms=11, mec="white", mew=1.5, ls="", zorder=5)
+        self.artists = [self.picture, self.border, self.best, self.here]
+
+    def draw(self, steepness, curvatures):
+        "One optimizer steps a ball for every cell."
+        betas, rates = (torch.from_numpy(grid.ravel()) for grid in np.meshgrid(self.betas, self.rates, indexing="ij"))
+        end = descend(self.start.repeat(len(rates), 1), lambda points: curvatures * points,
+                      lambda params: Optimizer(params, self.steppers, lr=rates, beta=betas), self.n_steps)[-1]
+        left = (end.norm(dim=1) / self.start.norm()).log10().nan_to_num(9., posinf=9.)
+        self.picture.set_data(left.reshape(32, 40).numpy())
+        beta = np.linspace(0, 1, 50)
+        self.border.set_data(np.log10(2 * (1 + beta) / steepness), beta)
+        best_lr, best_beta = best_momentum(1, steepness)
+        self.best.set_data([math.log10(best_lr)], [best_beta])
+
+
 @styled
 def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
     """A ball with momentum in the canyon ½ (x² + steepness · y²): sliders for lr, beta and steepness.
@@ -140,65 +172,35 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
     `.state`: lr, beta, steepness, x, y, `left` (share of the distance that is left), outcome; of heavy ball's theory
     `factor_along`, `factor_across` (of a step, in the long run), `largest_stable_lr`, `best_lr`, `best_beta`.
     """
+    start = torch.tensor([-2.5, 1.], dtype=torch.float64)
     fig = Figure(figsize=(12, 3.9))
     canyon_ax, distance_ax, map_ax = fig.subplots(1, 3)
-    view = CanyonView(canyon_ax)
+    view, pairs, mapped = CanyonView(canyon_ax), _PairMap(fig, map_ax, steppers, start, n_steps), None
     distance_ax.set(xlabel="step", ylabel="distance from the lowest point", yscale="log", ylim=(1e-6, 1e3),
                     xlim=(0, n_steps), title="How far to go?")
-    map_ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title=f"What each pair leaves after {n_steps} steps")
     distances = [distance_ax.plot([], [], color=COLORS[c], marker=m, ls="-", ms=4, lw=1, label=n)[0]
                  for n, c, m in (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))]
-    theory = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")[0]
+    [theory] = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")
     distance_ax.legend(loc="upper right")
-
-    exponents, betas = np.linspace(-2.5, .4, 40), np.linspace(.01, .99, 32)  # of the map: log10(lr), beta
-    colors = matplotlib.colormaps["viridis"].with_extremes(over="#F6E3DA")
-    picture = map_ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors, zorder=.5,
-                            extent=(-2.537, .437, 0, 1), interpolation="nearest")
-    bar = fig.colorbar(picture, ax=map_ax, ticks=[-6, -4, -2, 0], extend="max")
-    bar.set_label("share of the distance left")
-    bar.set_ticklabels(["$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
-    map_ax.set_xticks([-2, -1, 0], ["0.01", "0.1", "1"])
-    map_ax.grid(False)
-    border = map_ax.plot([], [], color=COLORS["orange"], ls="-", lw=2.5)[0]
-    best = map_ax.plot([], [], color="white", marker="*", ms=16, mec=INK, ls="")[0]
-    here = map_ax.plot([], [], color=COLORS["orange"], marker="o", ms=11, mec="white", mew=1.5, ls="", zorder=5)[0]
-    live = LiveFigure(fig, [*view.artists, *distances, theory, picture, border, best, here],
-                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
-                          "Middle: its distance from the lowest point by step, along and across, and the slope that theory predicts. "
+    live = LiveFigure(fig, [*view.artists, *distances, theory, *pairs.artists],
+                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. Middle: its distance from "
+                          "the lowest point by step, along and across, and the slope that theory predicts. "
                           "Right: a map of learning rate and beta, coloured by the distance left; "
                           "beyond the line lr = 2 (1 + beta) / steepness nothing lands. A star marks the best pair.")
-    start = torch.tensor([-2.5, 1.], dtype=torch.float64)
-    make = lambda lr, beta: lambda params: Optimizer(params, steppers, lr=lr, beta=beta)
-    mapped = None
-
-    def draw_map(steepness, curvatures):
-        "One optimizer steps a ball for every point of the map."
-        beta_grid, lr_grid = (torch.from_numpy(g.ravel()) for g in np.meshgrid(betas, 10 ** exponents, indexing="ij"))
-        point = torch.nn.Parameter(start.repeat(len(lr_grid), 1))
-        optimizer = make(lr_grid, beta_grid)([point])
-        for _ in range(n_steps):
-            point.grad = curvatures * point.detach()
-            optimizer.step()
-        left = (point.detach().norm(dim=1) / start.norm()).log10().nan_to_num(9., posinf=9.)
-        picture.set_data(left.reshape(32, 40).numpy())
-        inner = np.linspace(0, 1, 50)
-        border.set_data(np.log10(2 * (1 + inner) / steepness), inner)
-        lr, beta = best_momentum(1, steepness)
-        best.set_data([math.log10(lr)], [beta])
 
     def roll(lr, beta, steepness):
         nonlocal mapped
         curvatures = torch.tensor([1., steepness], dtype=torch.float64)
-        if steepness != mapped: draw_map(steepness, curvatures)
+        if steepness != mapped: pairs.draw(steepness, curvatures)
         mapped = steepness
-        path = descend(start, lambda point: curvatures * point, make(lr, beta), n_steps).numpy()
+        path = descend(start, lambda point: curvatures * point,
+                       lambda params: Optimizer(params, steppers, lr=lr, beta=beta), n_steps).numpy()
         (x, y), steps = path[-1].tolist(), np.arange(n_steps + 1)
-        view.draw(path, steepness)
         factors = [float(momentum_factor(lr, beta, curvature)) for curvature in (1., steepness)]
+        view.draw(path, steepness)
         for i in range(2): distances[i].set_data(steps, np.clip(np.abs(path[:, i]), 1e-30, 1e9))
-        theory.set_data(steps, np.clip(2.7 * max(factors) ** steps, 1e-30, 1e9))
-        here.set_data([math.log10(lr)], [beta])
+        theory.set_data(steps, np.clip(start.norm().item() * max(factors) ** steps, 1e-30, 1e9))
+        pairs.here.set_data([math.log10(lr)], [beta])
         best_lr, best_beta = best_momentum(1, steepness)
         return {"lr": lr, "beta": beta, "steepness": steepness, "x": x, "y": y,
                 "left": math.hypot(x, y) / start.norm().item(), "outcome": outcome(path),
@@ -211,8 +213,9 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
                 f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}.")
 
     return explore(roll, live, words=words,
-                   caption="Live figure. Solid line: the largest stable rate in theory; star: the best pair in theory; orange dot: you; "
-                           "pale orange: farther away than at the start. First beta 0: find the best lr. Then raise beta, and find it again.",
+                   caption="Live figure. Solid line: the largest stable rate in theory; star: the best pair in theory; "
+                           "orange dot: you; pale orange: farther away than at the start. "
+                           "First beta 0: find the best lr. Then raise beta, and find it again.",
                    lr=widgets.FloatLogSlider(10 ** -1.05, base=10, min=-2.5, max=.4, step=.01, readout_format=".3f"),
                    beta=widgets.FloatSlider(.5, min=0, max=.99, step=.01),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1))
