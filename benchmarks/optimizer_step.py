@@ -6,7 +6,6 @@ for-loop after three steps before anything is timed. The memory floor moves the 
 on flat buffers, in place: `p.add_(grad)` reads two tensors and writes one, and every state tensor is read and written once. On
 parameters that fit the cache the calls cost more than the bytes, so one compiled pass can be quicker than this floor.
 """
-import inspect
 import logging
 import shutil
 import statistics
@@ -59,10 +58,7 @@ def stepped(params, name, form):
     if form in ("forloop", "foreach", "fused"):
         return peer(params, lr=LR, **args, **{"forloop": {"foreach": False}}.get(form, {form: True})).step, params
     optimizer = ours([flatten_parameters(params)] if "flat" in form else params, lr=LR, **args)
-    if "compiled" in form:
-        # Else all optimizers share the compiler's list of variants of `step`, up to a limit; a training loop has one optimizer.
-        alone = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
-        optimizer.step = torch.compile(optimizer.step, **alone)
+    if "compiled" in form: optimizer.step = torch.compile(optimizer.step)
     return optimizer.step, params
 
 
@@ -79,15 +75,15 @@ def contenders(params, name, forms):
 
 def main():
     args = arguments(__doc__)
-    repeats = {"mlp": 15, "resnet18": 5} if args.quick else {"mlp": 60, "resnet18": 25}
-    torch._dynamo.config.recompile_limit = 64
+    repeats = {"mlp": 9, "resnet18": 3} if args.quick else {"mlp": 60, "resnet18": 25}
+    torch._dynamo.config.recompile_limit = 64  # of variants of `step`, which all these optimizers share; a training has one optimizer
     for module in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension"): logging.getLogger(module).setLevel(logging.ERROR)
     device, compiler = default_device(), shutil.which("g++") or shutil.which("clang")
     say_machine("torch", "torchvision", threads=torch.get_num_threads())
     print(f"on {device}, taking turns; " + "; ".join(f"{title}: {repeats[model]} blocks of {k} steps" for model, (title, _, k, *_) in MODELS.items()))
     print("skipped: torch.optim.RMSprop has no fused form")
     if not compiler: print("skipped: compiled forms, for want of a C++ compiler (g++ or clang)")
-    elif args.quick: print("skipped for --quick: compiled forms on ResNet-18, whose compiling takes minutes")
+    elif args.quick: print("skipped for --quick: compiled forms on ResNet-18, whose compiling takes half a minute each")
 
     medians = {}
     for model, (title, make, k, unit, scale) in MODELS.items():

@@ -22,9 +22,11 @@ from .plots import COLORS, GHOST, INK, styled
 from .rmsprop import add_ratio, average_sqr_grad, rms_prop_step
 from .sgd import Optimizer, add_scaled, check_hyper, descend, hyperparameters, sgd_step
 
-# %% ../nbs/05_adam.ipynb #1f10fd99
+# %% ../nbs/05_adam.ipynb #af94da90
 def count_steps(p, grad, state):
-    "How many gradients this parameter has seen: `step`, a float64 scalar on the CPU, as a number would make torch.compile start again."
+    """How many gradients this parameter has seen:
+    `step`, a float64 scalar on the CPU, as a number would make torch.compile start again.
+    """
     if "step" not in state: state["step"] = torch.zeros((), dtype=torch.float64)
     state["step"].add_(1)
 
@@ -44,7 +46,7 @@ def adam_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-8):
     root = state["sqr_avg"].sqrt().div_(unbias(sqr_beta, state) ** .5).add_(eps)
     add_ratio(p, state["grad_avg"], root, -lr / unbias(beta, state))
 
-# %% ../nbs/05_adam.ipynb #6d3c8ac1
+# %% ../nbs/05_adam.ipynb #47bd0c50
 def weight_decay(p, grad, state, *, lr, weight_decay=1e-2):
     "Decoupled weight decay (Loshchilov & Hutter, 2019): p ← (1 − lr · weight_decay) · p."
     p.mul_(1 - lr * weight_decay)
@@ -58,7 +60,8 @@ _adamw = [weight_decay, *_adam]
 def _two_betas(betas):
     "The pair of an argument `betas`, each checked under the name that it came by."
     try: first, second = betas
-    except (TypeError, ValueError): raise ValueError(f"betas must be a pair, for example (0.9, 0.999), not {betas!r}.") from None
+    except (TypeError, ValueError):
+        raise ValueError(f"betas must be a pair, for example (0.9, 0.999), not {betas!r}.") from None
     return check_hyper("beta", first, "betas[0]"), check_hyper("sqr_beta", second, "betas[1]")
 
 
@@ -72,15 +75,20 @@ def Adam(params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=0):
 
 
 def AdamW(params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=1e-2):
-    "Adam with decoupled weight decay (Loshchilov & Hutter, 2019): `torch.optim.AdamW`, made of steppers; betas as in `Adam`."
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019):
+    `torch.optim.AdamW`, made of steppers; betas as in `Adam`.
+    """
     beta, sqr_beta = _two_betas(betas)
     return Optimizer(params, _adamw, lr=lr, beta=beta, sqr_beta=sqr_beta, eps=eps, weight_decay=weight_decay)
 
-# %% ../nbs/05_adam.ipynb #1b4c9a66
+# %% ../nbs/05_adam.ipynb #81af342e
 class Landscape:
-    "A loss over the plane: its height and gradient at points `[..., 2]`, a start, the lowest point, and the window to show."
+    """A loss over the plane: its height and gradient at points `[..., 2]`, a start, the lowest point,
+    and the window to show.
+    """
     def __init__(self, name, height, gradient, start, lowest, window, n_steps=150):
-        self.name, self.height, self.gradient, self.lowest, self.window, self.n_steps = name, height, gradient, lowest, window, n_steps
+        self.name, self.height, self.gradient, self.n_steps = name, height, gradient, n_steps
+        self.lowest, self.window = lowest, window
         self.start = torch.tensor(start, dtype=torch.float64)
 
     def shows(self, path):
@@ -102,9 +110,10 @@ LANDSCAPES = {landscape.name: landscape for landscape in (
     Landscape("Rosenbrock's valley", _axes(lambda x, y: (1 - x) ** 2 + 100 * (y - x ** 2) ** 2),
               _both(lambda x, y: (2 * (x - 1) - 400 * x * (y - x ** 2), 200 * (y - x ** 2))),
               (-1.2, 1.), (1., 1.), (-2, 2, -1, 3)),
-    Landscape("saddle", _axes(lambda x, y: (x ** 2 - 1) ** 2 / 4 + y ** 2), _both(lambda x, y: (x * (x ** 2 - 1), 2 * y)),
-              (.001, 1.5), (1., 0.), (-1.8, 1.8, -1.2, 1.8)),
-    Landscape("several minima", _axes(lambda x, y: .05 * (x ** 2 + y ** 2) + 1 - (torch.cos(2 * x) + torch.cos(2 * y)) / 2),
+    Landscape("saddle", _axes(lambda x, y: (x ** 2 - 1) ** 2 / 4 + y ** 2),
+              _both(lambda x, y: (x * (x ** 2 - 1), 2 * y)), (.001, 1.5), (1., 0.), (-1.8, 1.8, -1.2, 1.8)),
+    Landscape("several minima",
+              _axes(lambda x, y: .05 * (x ** 2 + y ** 2) + 1 - (torch.cos(2 * x) + torch.cos(2 * y)) / 2),
               _both(lambda x, y: (.1 * x + torch.sin(2 * x), .1 * y + torch.sin(2 * y))),
               (-4.4, 3.4), (0., 0.), (-5.5, 5.5, -4.5, 4.5)))}
 
@@ -123,8 +132,8 @@ def run_race(landscape, rates, **hypers):
         known = {hyper for stepper in steppers for hyper in hyperparameters(stepper)}
         own = {hyper: value for hyper, value in hypers.items() if hyper in known}
         start = landscape.start.expand(*getattr(rates[name], "shape", ()), 2)
-        paths[name] = descend(start, landscape.gradient, lambda params: Optimizer(params, steppers, lr=rates[name], **own),
-                              landscape.n_steps)
+        opt_func = lambda params: Optimizer(params, steppers, lr=rates[name], **own)
+        paths[name] = descend(start, landscape.gradient, opt_func, landscape.n_steps)
     return paths
 
 
@@ -132,10 +141,10 @@ def best_rates(landscape, n=60):
     "Each contender's best of n rates: the lowest at the end, among those that never leave the picture. name -> lr"
     rates = torch.logspace(-4.5, .7, n, dtype=torch.float64)
     paths = run_race(landscape, dict.fromkeys(CONTENDERS, rates))
-    heights = {name: landscape.height(path[-1]).nan_to_num(math.inf) for name, path in paths.items()}
-    return {name: rates[torch.where(landscape.shows(paths[name]), heights[name], math.inf).argmin()].item() for name in CONTENDERS}
+    best = lambda path: torch.where(landscape.shows(path), landscape.height(path[-1]), math.inf).argmin()
+    return {name: rates[best(path)].item() for name, path in paths.items()}
 
-# %% ../nbs/05_adam.ipynb #ab6c91e0
+# %% ../nbs/05_adam.ipynb #37c5ea02
 class _RaceView:
     "The two panels of the race: paths on the landscape, heights by step."
     def __init__(self, fig):
@@ -177,17 +186,19 @@ class _RaceView:
 
 @styled
 def race_explorer():
-    """Five optimizers from one start, each at its own best rate: landscape, and sliders for lr, beta, sqr_beta, eps, weight decay.
+    """Five optimizers from one start: sliders for lr, beta, sqr_beta, eps and weight decay, a choice of landscapes.
 
-    lr multiplies each contender's own best rate on that landscape. Weight decay is L2 for all but AdamW, and pulls to (0, 0).
-    `.state`: the controls; for each contender by name `lr`, `x`, `y`, `height` (above the lowest point; inf if it flew out),
-    `longest_step`, `in_the_picture` (it never left the window); `leader`, the lowest at the end.
+    lr multiplies each contender's own best rate there. Weight decay is L2 for all but AdamW, and pulls to (0, 0).
+    `.state`: the controls; for each contender by name `lr`, `x`, `y`, `height` (above the lowest point; inf if it
+    flew out), `longest_step`, `in_the_picture` (it never left the window); `leader`, the lowest at the end.
     """
     fig = Figure(figsize=(11, 4.4))
     view, best, shown = _RaceView(fig), {}, None
     live = LiveFigure(fig, view.artists,
-                      alt="Left: a landscape as contour lines, with the paths of SGD, momentum, RMSProp, Adam and AdamW from one start "
-                          "to, or towards, the lowest point, a star. Right: their heights above the lowest point by step, logarithmic.")
+                      alt="Left: a landscape as contour lines, with the paths of SGD, momentum, RMSProp, Adam "
+                          "and AdamW from one start "
+                          "to, or towards, the lowest point, a star. Right: their heights above the lowest point "
+                          "by step, logarithmic.")
 
     def race(landscape, lr, **hypers):
         nonlocal shown
@@ -204,8 +215,9 @@ def race_explorer():
             height = (ground.height(path) - lowest).nan_to_num(math.inf)
             view.draw(name, path, height)
             x, y = path[-1].tolist()
-            state[name] = {"lr": rates[name], "x": x, "y": y, "height": height[-1].item(), "in_the_picture": ground.shows(path).item(),
-                           "longest_step": path.diff(dim=0).norm(dim=1).max().item()}
+            state[name] = {"lr": rates[name], "x": x, "y": y, "height": height[-1].item(),
+                           "longest_step": path.diff(dim=0).norm(dim=1).max().item(),
+                           "in_the_picture": ground.shows(path).item()}
         return {**state, "leader": min(CONTENDERS, key=lambda name: state[name]["height"])}
 
     def words(s):
@@ -214,25 +226,31 @@ def race_explorer():
             f"{name} {s[name]['height']:.1g} (lr {s[name]['lr']:.2g})" for name in ranked) + "."
 
     return explore(race, live, words=words,
-                   caption="Live figure. lr multiplies each contender's own best rate on this landscape; a star marks the lowest point, "
+                   caption="Live figure. lr multiplies each contender's own best rate on this landscape; a star "
+                           "marks the lowest point, "
                            "a black dot the start. Without weight decay AdamW is Adam. "
                            "Who suffers most from three times its best rate? Who from a third?",
                    landscape=widgets.Dropdown(options=list(LANDSCAPES)),
-                   lr=widgets.FloatLogSlider(1, base=10, min=-1.5, max=1.5, step=.02, description="lr × own best", readout_format=".2f"),
+                   lr=widgets.FloatLogSlider(1, base=10, min=-1.5, max=1.5, step=.02, description="lr × own best",
+                                             readout_format=".2f"),
                    beta=widgets.FloatSlider(.9, min=0, max=.99, step=.01),
                    sqr_beta=widgets.FloatSlider(.99, min=0, max=.999, step=.001, readout_format=".3f"),
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=1, step=.25, readout_format=".1e"),
                    weight_decay=widgets.FloatSlider(0, min=0, max=2, step=.05))
 
-# %% ../nbs/05_adam.ipynb #94203ea0
+# %% ../nbs/05_adam.ipynb #72f04777
 def norm_of_each(x, *hypers):
-    "The norm of x, or that of each of N models along the first axis, if a hyperparameter has a value for each; broadcasts against x."
+    """The norm of x, or that of each of N models along the first axis, if a hyperparameter has a value for each;
+    broadcasts against x.
+    """
     if not any(isinstance(hyper, torch.Tensor) and hyper.ndim for hyper in hypers): return torch.linalg.vector_norm(x)
     return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1).view(-1, *[1] * (x.ndim - 1))
 
 
 def lamb_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-6, weight_decay=0.):
-    "LAMB (You et al., 2020): p ← p − lr · ‖p‖ / ‖r‖ · r, where r is Adam's direction plus weight_decay · p (ratio 1 if a norm is 0)."
+    """LAMB (You et al., 2020): p ← p − lr · ‖p‖ / ‖r‖ · r,
+    where r is Adam's direction plus weight_decay · p (ratio 1 if a norm is 0).
+    """
     direction = state["grad_avg"] / unbias(beta, state)
     direction = direction.div_((state["sqr_avg"] / unbias(sqr_beta, state)).sqrt_().add_(eps)) + weight_decay * p
     weight, length = (norm_of_each(x, lr, beta, sqr_beta, eps, weight_decay) for x in (p, direction))
@@ -252,7 +270,9 @@ def average_grad_slow(p, grad, state, *, slow_beta=.99):
 
 
 def orthogonalize(matrix, n_rounds=5):
-    "About the nearest orthogonal matrix (singular values between 0.7 and 1.2), by Newton–Schulz in bfloat16; `[..., rows, columns]`."
+    """About the nearest orthogonal matrix (singular values between 0.7 and 1.2), by Newton–Schulz in bfloat16;
+    `[..., rows, columns]`.
+    """
     x = matrix.bfloat16()
     if tall := x.shape[-2] > x.shape[-1]: x = x.mT
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
@@ -263,10 +283,13 @@ def orthogonalize(matrix, n_rounds=5):
 
 
 def muon_step(p, grad, state, *, lr, beta=.95):
-    "Muon (Jordan et al., 2024): p ← p − lr · √max(1, rows / columns) · orthogonal(grad + beta · (grad_avg − grad)), for matrices."
+    """Muon (Jordan et al., 2024), for matrices:
+    p ← p − lr · √max(1, rows / columns) · orthogonal(grad + beta · (grad_avg − grad)).
+    """
     models = any(isinstance(hyper, torch.Tensor) and hyper.ndim for hyper in (lr, beta))
     if p.ndim != 2 + models:
-        raise ValueError(f"Muon steps matrices, and this parameter is {list(p.shape)}: give it, and biases and convolutions, to AdamW.")
+        raise ValueError(f"Muon steps matrices, and this parameter is {list(p.shape)}: "
+                         "give it to AdamW, as biases and convolutions.")
     update = grad.clone()
     towards(update, state["grad_avg"], beta)
     add_scaled(p, orthogonalize(update).to(p.dtype), -lr * math.sqrt(max(1, p.shape[-2] / p.shape[-1])))
@@ -275,32 +298,40 @@ def muon_step(p, grad, state, *, lr, beta=.95):
 def LAMB(params, lr=1e-3, betas=(.9, .999), eps=1e-6, weight_decay=0):
     "LAMB (You et al., 2020), for large batches; betas as in `Adam`, weight_decay inside the layer's step."
     beta, sqr_beta = _two_betas(betas)
-    return Optimizer(params, [average_grad_dampened, average_sqr_grad, count_steps, lamb_step], lr=lr, beta=beta, sqr_beta=sqr_beta,
-                     eps=eps, weight_decay=weight_decay)
+    return Optimizer(params, [average_grad_dampened, average_sqr_grad, count_steps, lamb_step], lr=lr, beta=beta,
+                     sqr_beta=sqr_beta, eps=eps, weight_decay=weight_decay)
 
 
 def Lion(params, lr=1e-4, betas=(.9, .99), weight_decay=0):
     "Lion (Chen et al., 2023); betas are the hyperparameters `beta` and `slow_beta`, weight_decay is decoupled."
     beta, slow_beta = _two_betas(betas)
-    return Optimizer(params, [_decay, lion_step, average_grad_slow], lr=lr, beta=beta, slow_beta=slow_beta, weight_decay=weight_decay)
+    return Optimizer(params, [_decay, lion_step, average_grad_slow], lr=lr, beta=beta, slow_beta=slow_beta,
+                     weight_decay=weight_decay)
 
 
 def Muon(params, lr=1e-3, weight_decay=.1, momentum=.95):
-    "Muon (Jordan et al., 2024) for parameters that are matrices: `torch.optim.Muon`, made of steppers; weight_decay is decoupled."
+    """Muon (Jordan et al., 2024) for parameters that are matrices:
+    `torch.optim.Muon`, made of steppers; weight_decay is decoupled.
+    """
     return Optimizer(params, [_decay, average_grad_dampened, muon_step], lr=lr, weight_decay=weight_decay,
                      beta=check_hyper("beta", momentum, "momentum"))
 
-# %% ../nbs/05_adam.ipynb #c84d650a
+# %% ../nbs/05_adam.ipynb #31e40adb
 class FlatParameter(nn.Parameter):
-    "One buffer for many parameters and one for their gradients; `flatten_parameters` makes it. Zeroing `grad` fills it with zeros."
+    """One buffer for many parameters and one for their gradients;
+    `flatten_parameters` makes it. Zeroing `grad` fills it with zeros.
+    """
     @property
     def grad(self):
-        "The gradient buffer, after taking in what parts have got anew since `model.zero_grad()` dropped their views of it."
+        """The gradient buffer, after taking in what parts have got anew since `model.zero_grad()` dropped their
+        views of it.
+        """
         for part, slot in zip(self.parts, self.slots):
             if part.grad is not slot:
                 slot.zero_() if part.grad is None else slot.copy_(part.grad)
                 part.grad = slot
-        if not torch.compiler.is_compiling() and any(part.data_ptr() != at for part, at in zip(self.parts, self.places)):
+        moved = (part.data_ptr() != place for part, place in zip(self.parts, self.places))
+        if not torch.compiler.is_compiling() and any(moved):
             raise RuntimeError("A parameter was moved or replaced after flatten_parameters (model.to, model.half, …): "
                                "move the model first, then flatten it, then make the optimizer.")
         return torch.Tensor.grad.__get__(self)
@@ -316,7 +347,7 @@ class FlatParameter(nn.Parameter):
 
 
 def flatten_parameters(params):
-    """One parameter `[total]` of which all of `params`, and their gradients, become views: for an optimizer to step in one go.
+    """One parameter `[total]` of which all of `params`, and their gradients, become views, to be stepped in one go.
 
     params: of one dtype, on one device. Their values and gradients stay what they are. Whoever looks at single layers
     (LAMB, Muon, a parameter without a gradient) needs them apart: in the buffer, no gradient is a gradient of zero.
@@ -325,10 +356,12 @@ def flatten_parameters(params):
     params = list(params)
     if not params: raise ValueError("There are no parameters to flatten.")
     kinds = {(p.dtype, p.device) for p in params}
-    if len(kinds) > 1: raise ValueError(f"One buffer has one dtype and one device; got {', '.join(sorted(map(str, kinds)))}.")
+    if len(kinds) > 1:
+        raise ValueError(f"One buffer has one dtype and one device; got {', '.join(sorted(map(str, kinds)))}.")
     if len({id(p) for p in params}) < len(params): raise ValueError("A parameter comes twice.")
     if not all(p.is_leaf and p.requires_grad for p in params):
-        raise ValueError("A frozen parameter (requires_grad=False) would be stepped too: pass only those to be trained.")
+        raise ValueError("A frozen parameter (requires_grad=False) would be stepped too: "
+                         "pass only those to be trained.")
     flat = torch.Tensor._make_subclass(FlatParameter, torch.cat([p.detach().flatten() for p in params]), True)
     buffer = torch.zeros_like(flat, requires_grad=False)
     torch.Tensor.grad.__set__(flat, buffer)

@@ -56,7 +56,7 @@ def noisy_series(n=120, noise=.5, seed=0):
     wave = 1 + torch.sin(torch.linspace(0, 2.2 * math.pi, n, dtype=torch.float64))
     return wave, wave + noise * torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-# %% ../nbs/03_momentum.ipynb #e94c4659
+# %% ../nbs/03_momentum.ipynb #ace8db9d
 @styled
 def average_explorer(n=120):
     """Noisy points and their exponentially weighted average, with sliders for beta and noise.
@@ -66,7 +66,8 @@ def average_explorer(n=120):
     """
     fig = Figure(figsize=(11, 3.7))
     series_ax, weight_ax = fig.subplots(1, 2, width_ratios=[2, 1])
-    series_ax.set(xlabel="point", ylabel="value", xlim=(-1, n), ylim=(-1.6, 3.6), title="The average follows the points")
+    series_ax.set(xlabel="point", ylabel="value", xlim=(-1, n), ylim=(-1.6, 3.6),
+                  title="The average follows the points")
     weight_ax.set(xlabel="how many points ago", ylabel="weight of a point", xlim=(-1, 60), ylim=(-.02, 1.05),
                   title="What the newest average is made of")
     truth, unit_noise = noisy_series(n, 0)[0], noisy_series(n, 1)[1] - noisy_series(n, 1)[0]
@@ -118,9 +119,11 @@ def momentum_step(p, grad, state, *, lr):
     "Heavy ball (Polyak, 1964): p ← p − lr · grad_avg."
     add_scaled(p, state["grad_avg"], -lr)
 
-# %% ../nbs/03_momentum.ipynb #44f27e3c
+# %% ../nbs/03_momentum.ipynb #dba1369f
 def momentum_factor(lr, beta, curvature):
-    "What a step of heavy ball does to the distance in the long run: the largest |σ| of σ² − (1 + beta − lr · curvature) σ + beta."
+    """What a step of heavy ball does to the distance in the long run:
+    the largest |σ| of σ² − (1 + beta − lr · curvature) σ + beta.
+    """
     trace = 1 + beta - lr * curvature
     root = np.sqrt(np.asarray(trace ** 2 - 4 * beta, dtype=complex))
     return np.maximum(abs(trace + root), abs(trace - root)) / 2
@@ -131,15 +134,17 @@ def best_momentum(smallest, largest):
     low, high = math.sqrt(smallest), math.sqrt(largest)
     return (2 / (low + high)) ** 2, ((high - low) / (high + low)) ** 2
 
-# %% ../nbs/03_momentum.ipynb #7559ea9c
+# %% ../nbs/03_momentum.ipynb #2372b49a
 class _PairMap:
-    "A map of lr and beta: each cell is a ball, coloured by the distance that it has left; theory's border and best pair on top."
+    """A map of lr and beta: each cell is a ball, coloured by the distance that it has left;
+    theory's border and best pair on top.
+    """
     def __init__(self, fig, ax, steppers, start, n_steps):
         self.steppers, self.start, self.n_steps = steppers, start, n_steps
         self.rates, self.betas = np.logspace(-2.5, .4, 40), np.linspace(.01, .99, 32)
         colors = matplotlib.colormaps["viridis"].with_extremes(over="#F6E3DA")
-        self.picture = ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors, zorder=.5,
-                                 extent=(-2.537, .437, 0, 1), interpolation="nearest")
+        self.picture = ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors,
+                                 zorder=.5, extent=(-2.537, .437, 0, 1), interpolation="nearest")
         bar = fig.colorbar(self.picture, ax=ax, ticks=[-6, -4, -2, 0], extend="max")
         bar.set_label("share of the distance left")
         bar.set_ticklabels(["$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
@@ -183,7 +188,8 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
     [theory] = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")
     distance_ax.legend(loc="upper right")
     live = LiveFigure(fig, [*view.artists, *distances, theory, *pairs.artists],
-                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. Middle: its distance from "
+                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
+                          "Middle: its distance from "
                           "the lowest point by step, along and across, and the slope that theory predicts. "
                           "Right: a map of learning rate and beta, coloured by the distance left; "
                           "beyond the line lr = 2 (1 + beta) / steepness nothing lands. A star marks the best pair.")
@@ -204,13 +210,16 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
         best_lr, best_beta = best_momentum(1, steepness)
         return {"lr": lr, "beta": beta, "steepness": steepness, "x": x, "y": y,
                 "left": math.hypot(x, y) / start.norm().item(), "outcome": outcome(path),
-                "factor_along": factors[0], "factor_across": factors[1], "largest_stable_lr": 2 * (1 + beta) / steepness,
-                "best_lr": best_lr, "best_beta": best_beta}
+                ""
+                "factor_along": factors[0], "factor_across": factors[1],
+                "largest_stable_lr": 2 * (1 + beta) / steepness, "best_lr": best_lr, "best_beta": best_beta}
 
     def words(s):
-        return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left after {n_steps} steps. "
+        return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left "
+                f"after {n_steps} steps. "
                 f"Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
-                f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}.")
+                f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, "
+                f"{s['best_beta']:.2f}.")
 
     return explore(roll, live, words=words,
                    caption="Live figure. Solid line: the largest stable rate in theory; star: the best pair in theory; "
@@ -220,9 +229,11 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
                    beta=widgets.FloatSlider(.5, min=0, max=.99, step=.01),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1))
 
-# %% ../nbs/03_momentum.ipynb #8d64d2b3
+# %% ../nbs/03_momentum.ipynb #1c56cd00
 def nesterov_step(p, grad, state, *, lr, beta=.9):
-    "Nesterov's momentum (1983) as in Sutskever et al. (2013): p ← p − lr · (grad + beta · grad_avg), with the fading sum."
+    """Nesterov's momentum (1983) as in Sutskever et al. (2013):
+    p ← p − lr · (grad + beta · grad_avg), with the fading sum.
+    """
     add_scaled(p, grad, -lr)
     add_scaled(p, state["grad_avg"], -lr * beta)
 

@@ -41,14 +41,15 @@ def rms_prop_step_eps_inside(p, grad, state, *, lr, eps=1e-8):
     "RMSProp with eps inside the root, as TensorFlow has it: p ← p − lr · grad / √(sqr_avg + eps)."
     add_ratio(p, grad, (state["sqr_avg"] + eps).sqrt_(), -lr)
 
-# %% ../nbs/04_rmsprop.ipynb #f6f54939
+# %% ../nbs/04_rmsprop.ipynb #84f9713d
 @styled
 def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=100):
     """RMSProp where one axis is a thousand times as steep as the other: sliders for lr, alpha and eps.
 
     steppers: RMSProp's, or others that take lr, sqr_beta and eps and keep `sqr_avg`.
-    `.state`: lr, alpha, eps, x, y, `first_step` (its length), `left_along` and `left_across` (shares of the distance), `rate_along` and
-    `rate_across` (what each direction gets at the end), `sgd_left` (the share that SGD at its best rate leaves), outcome.
+    `.state`: lr, alpha, eps, x, y, `first_step` (its length), `left_along` and `left_across` (shares of the distance),
+    `rate_along` and `rate_across` (what each direction gets at the end), `sgd_left` (what SGD leaves at its best rate),
+    outcome.
     """
     steepness = 1000.
     curvatures = torch.tensor([1., steepness], dtype=torch.float64)
@@ -68,17 +69,20 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=100):
     [trail] = path_ax.plot([], [], color=COLORS["blue"], ls="-", lw=1, marker="o", ms=4)
     [ball] = path_ax.plot([], [], color=COLORS["orange"], ls="", marker="o", ms=14, mec="white", zorder=5)
     names = (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))
-    distances, rates = ([ax.plot([], [], color=COLORS[c], ls="-", lw=1, marker=m, ms=4, label=n)[0] for n, c, m in names]
-                        for ax in (distance_ax, rate_ax))
-    for (_, c, _), curvature in zip(names, (1., steepness)): rate_ax.axhline(2 / curvature, color=COLORS[c], ls=":", lw=2)
+    distances, rates = ([ax.plot([], [], color=COLORS[color], ls="-", lw=1, marker=marker, ms=4, label=name)[0]
+                         for name, color, marker in names] for ax in (distance_ax, rate_ax))
+    for (_, color, _), curvature in zip(names, (1., steepness)):
+        rate_ax.axhline(2 / curvature, color=COLORS[color], ls=":", lw=2)
     distance_ax.legend(loc="upper right")
     live = LiveFigure(fig, [trail, ball, *distances, *rates],
-                      alt="Left: RMSProp's path where one axis is a thousand times as steep as the other, and in grey SGD's, which creeps. "
+                      alt="Left: RMSProp's path where one axis is a thousand times as steep as the other, and in "
+                          "grey SGD's, which creeps. "
                           "Middle: the distance left along and across. Right: the rate that each direction gets; "
                           "they differ by the ratio of the gradients.")
 
     def roll(lr, alpha, eps):
-        path = descend(start, slope, lambda params: Optimizer(params, steppers, lr=lr, sqr_beta=alpha, eps=eps), n_steps).numpy()
+        opt_func = lambda params: Optimizer(params, steppers, lr=lr, sqr_beta=alpha, eps=eps)
+        path = descend(start, slope, opt_func, n_steps).numpy()
         steps, left = np.arange(n_steps + 1), np.abs(path / start.numpy())
         gradients = curvatures.numpy() * path[:-1]
         with np.errstate(divide="ignore", invalid="ignore"): each = -np.diff(path, axis=0) / gradients
@@ -89,24 +93,30 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=100):
         trail.set_data(*seen.T)
         ball.set_data(*seen[-1:].T)
         return {"lr": lr, "alpha": alpha, "eps": eps, "x": float(path[-1, 0]), "y": float(path[-1, 1]),
-                "left_along": float(left[-1, 0]), "left_across": float(left[-1, 1]), "first_step": float(np.abs(path[1] - path[0]).max()),
+                ""
+                "left_along": float(left[-1, 0]), "left_across": float(left[-1, 1]),
+                "first_step": float(np.abs(path[1] - path[0]).max()),
                 "rate_along": float(each[-1, 0]), "rate_across": float(each[-1, 1]),
                 "sgd_left": float(sgd[-1, 0] / start[0]), "outcome": outcome(path)}
 
     def words(s):
-        return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.1g}: after {n_steps} steps {s['left_along']:.2%} of the way along "
-                f"and {s['left_across']:.2%} across are left (SGD: {s['sgd_left']:.0%} along). The first step was {s['first_step']:.3g} long.")
+        return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.1g}: "
+                f"after {n_steps} steps {s['left_along']:.2%} of the way along "
+                f"and {s['left_across']:.2%} across are left (SGD: {s['sgd_left']:.0%} along). The first step was "
+                f"{s['first_step']:.3g} long.")
 
     return explore(roll, live, words=words,
-                   caption="Live figure. Dotted on the right: what plain gradient descent could stand in each direction. "
+                   caption="Live figure. Dotted on the right: what plain gradient descent could stand in each "
+                           "direction. "
                            "Raise eps until RMSProp is plain gradient descent again.",
                    lr=widgets.FloatLogSlider(.05, base=10, min=-3, max=0, step=.02, readout_format=".3g"),
                    alpha=widgets.FloatSlider(.99, min=0, max=.999, step=.001, readout_format=".3f"),
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=4, step=.25, readout_format=".1e"))
 
-# %% ../nbs/04_rmsprop.ipynb #8f73615b
+# %% ../nbs/04_rmsprop.ipynb #1bd9fa91
 def RMSProp(params, lr=1e-2, alpha=.99, eps=1e-8, weight_decay=0):
-    """Steps divided by the root of the gradients' mean square (Tieleman & Hinton, 2012): `torch.optim.RMSprop`, made of steppers.
+    ""
+    """Steps divided by the root of the gradients' mean square (Tieleman & Hinton, 2012): `torch.optim.RMSprop`.
 
     alpha is the hyperparameter `sqr_beta` of groups and schedules; eps stands outside the root; weight_decay is L2.
     """

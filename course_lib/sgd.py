@@ -375,11 +375,12 @@ def parabola_explorer(opt_func=_plain_sgd):
                    curvature=widgets.FloatSlider(1, min=.8, max=4, step=.1),
                    n_steps=widgets.IntSlider(20, min=5, max=200, step=5, description="steps"))
 
-# %% ../nbs/02_sgd.ipynb #7464d71d
+# %% ../nbs/02_sgd.ipynb #7f4f94e0
 class CanyonView:
     "A canyon ½ (x² + steepness · y²) seen from above, and a ball's path in it; `artists` are what moves."
     def __init__(self, ax):
-        ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2), title="The ball, from above")
+        ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2),
+               title="The ball, from above")
         self.angle = np.linspace(0, 2 * math.pi, 80)
         self.rings = [ax.plot([], [], color=GHOST, ls="-", lw=1)[0] for _ in range(7)]
         [self.trail] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
