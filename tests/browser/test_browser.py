@@ -1,4 +1,4 @@
-"""A reader's JupyterLab: open chapter 02, run it, move the learning rate with the keyboard, and see the ball fly out.
+"""A reader's JupyterLab: open chapters 02 and 03, run them, move learning rate and beta with the keyboard, and see what the ball does.
 
 Needs Debian's (or any) Chromium and playwright (`pip install -e ".[browser]"`); skipped without them, which `.ci/run` does not accept.
 """
@@ -42,7 +42,7 @@ def lab(tmp_path_factory):
     server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--expose-app-in-browser",
                                f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'nbs'}", f"--config={ROOT / 'tools' / 'jupyter_server_config.py'}"],
                               env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, cwd=home)
-    address = f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+    address = f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"  # reset: no tab of the chapter before
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # also behind somebody's proxy
     try:
         for _ in range(120):
@@ -73,15 +73,25 @@ def page(lab, tmp_path_factory):
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def chapter(lab, page):
-    "Chapter 02, run to its end."
-    page.goto(lab.format("02_sgd.ipynb"))
+def run_chapter(lab, page, name):
+    "A chapter, run to its end."
+    page.said.clear()
+    page.goto(lab.format(name))
     page.wait_for_function(f"{KERNEL} === 'idle'", timeout=90_000)
     page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_timeout(1000)
     page.wait_for_function(f"{KERNEL} === 'idle'", timeout=120_000)
     return page
+
+
+@pytest.fixture(scope="module")
+def chapter(lab, page): return run_chapter(lab, page, "02_sgd.ipynb")
+
+
+@pytest.fixture(scope="module")
+def momentum(lab, page):
+    "Chapter 03; it takes the page over from chapter 02, so its tests come after those."
+    return run_chapter(lab, page, "03_momentum.ipynb")
 
 
 def explorer(page, control, button="Reset"):
@@ -110,16 +120,18 @@ def screenshot(page, variable):
     if path := os.environ.get(variable): page.screenshot(path=path)
 
 
+def runs_without_an_error(page):
+    "No error; and no slider speaks before it is moved."
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert page.errors == []
+    page.wait_for_timeout(1000)
+    assert [said[-300:] for said in page.said if b'"method":"update"' in said] == []
+
+
 def test_the_chapter_runs_without_an_error(chapter):
-    assert chapter.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
-    assert chapter.errors == []
-
-
-def test_no_slider_speaks_before_it_is_moved(chapter):
     """A slider that answers what code has set would do so again and again; and ipykernel (7.4) confirms no message that
     comes while a cell awaits, after which that slider would never speak again."""
-    chapter.wait_for_timeout(1000)
-    assert [said[-300:] for said in chapter.said if b'"method":"update"' in said] == []
+    runs_without_an_error(chapter)
 
 
 def test_the_ball_flies_out_by_keyboard(chapter):
@@ -176,7 +188,45 @@ def test_in_the_dark_theme_the_words_are_readable(chapter):
     chapter.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
 
 
-def test_nothing_left_the_machine(chapter):
-    hosts = {urlparse(url).hostname for url in chapter.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
+def test_chapter_03_runs_without_an_error(momentum): runs_without_an_error(momentum)
+
+
+def test_beta_smooths_the_average(momentum):
+    figure = explorer(momentum, "noise")
+    says(figure, "beta 0.9 remembers about 10 points")
+    press(momentum, figure, "beta", "ArrowRight", 5)
+    says(figure, "beta 0.95 remembers about 20 points")
+    before = figure.locator("img.live-figure").get_attribute("src")
+    figure.locator(".control-corrected input").click()
+    playwright.expect(figure.locator("img.live-figure")).not_to_have_attribute("src", before, timeout=15_000)
+    figure.get_by_role("button", name="Reset").click()
+    says(figure, "beta 0.9 remembers")
+    assert figure.locator(".explorer-error").inner_text() == ""
+
+
+def test_beta_makes_a_rate_land_that_flew_out_without_it(momentum):
+    "2 / steepness is 0.1, the rate after the key presses 0.126: too much for beta 0.1, not for beta 0.5."
+    figure = explorer(momentum, "steepness")
+    says(figure, "lr 0.089, beta 0.50 lands")
+    press(momentum, figure, "lr", "ArrowRight", 15)
+    says(figure, "lr 0.126, beta 0.50 lands")
+    press(momentum, figure, "beta", "ArrowLeft", 40)
+    says(figure, "lr 0.126, beta 0.10 flies out")
+    says(figure, "largest stable rate 0.11;")
+    screenshot(momentum, "SCREENSHOT_MOMENTUM")
+    press(momentum, figure, "steepness", "ArrowLeft", 10)
+    says(figure, "lr 0.126, beta 0.10 lands")
+    assert figure.locator(".explorer-error").inner_text() == ""
+
+
+def test_a_network_with_momentum_trains_while_the_sliders_are_alive(momentum):
+    figure = explorer(momentum, "lr", button="Stop")
+    press(momentum, figure, "beta", "ArrowLeft", 10)
+    says(figure, "beta 0.8: after 200 batches")
+    says(figure, "validation images are right")
+
+
+def test_nothing_left_the_machine(momentum):
+    hosts = {urlparse(url).hostname for url in momentum.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {"127.0.0.1"}
-    assert chapter.errors == []
+    assert momentum.errors == []
