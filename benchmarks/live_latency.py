@@ -2,9 +2,10 @@
 
 A slider's value is set as a message from the page would set it. Ours: 200 steps of the optimizer, the picture blitted, encoded
 and handed to the widget. The peer does what notebooks usually do: 200 steps of torch.optim.SGD, a fresh figure of the same three
-panels, shown in an `ipywidgets.Output`. Neither includes the way to the browser.
+panels, shown in an `ipywidgets.Output`. Neither includes the way to the browser. Then every slider of the figures of chapters 03 to 05.
 """
 import base64
+import math
 import statistics
 
 import ipywidgets as widgets
@@ -13,7 +14,10 @@ import numpy as np
 import torch
 
 from _measure import arguments, ratio, say_machine, table, take_turns
+from course_lib.adam import LANDSCAPES, race_explorer
+from course_lib.momentum import average_explorer, momentum_explorer
 from course_lib.plots import png_bytes, use_style
+from course_lib.rmsprop import rmsprop_explorer
 from course_lib.sgd import canyon_explorer, descend, parabola_explorer
 
 N_STEPS = 200
@@ -57,30 +61,52 @@ def usual_explorer(curvatures, start):
     return slider
 
 
+def move(slider):
+    "To another step of the slider each time, so that each move is one, in the middle half of its range."
+    exponent = math.log(slider.value, slider.base) if hasattr(slider, "base") else slider.value
+    steps = round((slider.max - slider.min) / slider.step)
+    now, first, half = round((exponent - slider.min) / slider.step), steps // 4, max(steps // 2, 2)
+    at = slider.min + slider.step * (first + (now - first + half // 3 + 1) % half)
+    before, slider.value = slider.value, slider.base ** at if hasattr(slider, "base") else at
+    assert slider.value != before
+
+
+def chapters_03_to_05():
+    "name -> (explorer, goal in ms)"
+    explorers = {"average (03)": (average_explorer(), 20), "momentum (03)": (momentum_explorer(), 20), "RMSProp (04)": (rmsprop_explorer(), 20)}
+    for landscape in LANDSCAPES:
+        explorers[f"race (05), {landscape}"] = race_explorer(), 80
+        explorers[f"race (05), {landscape}"][0].set(landscape=landscape)
+    return explorers
+
+
 def main():
     args = arguments(__doc__)
     repeats = 15 if args.quick else 60
     use_style()
     say_machine("torch", "matplotlib", "ipywidgets", "pillow", threads=torch.get_num_threads())
-    print(f"{N_STEPS} steps a move, {repeats} moves each, taking turns")
+    print(f"{N_STEPS} steps a move in chapter 02, {repeats} moves of each slider, taking turns")
     parabola, canyon = parabola_explorer(), canyon_explorer()
     for explorer in (parabola, canyon): explorer.set(n_steps=N_STEPS)
     sliders = {"course_lib: parabola": parabola.controls["lr"], "matplotlib, fresh figure: parabola": usual_explorer([1.], [-2.5]),
                "course_lib: canyon": canyon.controls["lr"], "matplotlib, fresh figure: canyon": usual_explorer([1., 20.], [-2.5, 1.])}
-
-    def move(slider):
-        before = slider.value
-        slider.value = .01 + (before + .0137) % .08  # another value each time, so that each move is one
-        assert slider.value != before
-
     times = take_turns({name: lambda slider=slider: move(slider) for name, slider in sliders.items()}, repeats)
-    assert parabola.error is None and canyon.error is None
-    table("Slider to picture", {name: [1000 * t for t in values] for name, values in times.items()}, "ms")
+    table("Slider to picture, chapter 02", {name: [1000 * t for t in values] for name, values in times.items()}, "ms")
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+    explorers = chapters_03_to_05()
+    sliders = {f"{name}: {key}": control for name, (explorer, _) in explorers.items() for key, control in explorer.controls.items() if hasattr(control, "step")}
+    later = take_turns({name: lambda slider=slider: move(slider) for name, slider in sliders.items()}, repeats // 2)
+    table("Slider to picture, chapters 03 to 05", {name: [1000 * t for t in values] for name, values in later.items()}, "ms")
+    assert all(explorer.error is None for explorer in (parabola, canyon, *(explorer for explorer, _ in explorers.values())))
     print()
     for figure in ("parabola", "canyon"):
         ratio(f"{figure}_ms", medians[f"course_lib: {figure}"], "<=20")
         ratio(f"{figure}_over_fresh_figure", medians[f"course_lib: {figure}"] / medians[f"matplotlib, fresh figure: {figure}"], "<=0.33")
+    for name, (_, goal) in explorers.items():  # the slowest of a figure's sliders
+        slowest = max(1000 * statistics.median(values) for key, values in later.items() if key.startswith(name))
+        figure, _, landscape = name.replace("'", "").lower().partition(" (")
+        ratio("_".join([figure, *landscape.partition(", ")[2].split(), "slowest_slider_ms"]), slowest, f"<={goal}")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def best_rates(landscape, n=60):
     best = lambda path: torch.where(landscape.shows(path), landscape.height(path[-1]), math.inf).argmin()
     return {name: rates[best(path)].item() for name, path in paths.items()}
 
-# %% ../nbs/05_adam.ipynb #37c5ea02
+# %% ../nbs/05_adam.ipynb #75e566e1
 class _RaceView:
     "The two panels of the race: paths on the landscape, heights by step."
     def __init__(self, fig):
@@ -152,7 +152,7 @@ class _RaceView:
         styles = {name: {"color": COLORS[color], "ls": ls, "marker": marker, "lw": 2, "ms": 4, "markevery": 10}
                   for name, color, ls, marker in (("SGD", "blue", "-", "o"), ("momentum", "orange", "-", "s"),
                                                   ("RMSProp", "green", "-", "D"), ("Adam", "pink", "-", "^"),
-                                                  ("AdamW", "amber", (0, (3, 3)), "v"))}
+                                                  ("AdamW", "amber", (0, (1, 2)), "v"))}
         end = {"ms": 12, "mec": "white", "ls": "", "markevery": 1, "zorder": 6}
         self.paths = {name: self.map_ax.plot([], [], **style)[0] for name, style in styles.items()}
         self.ends = {name: self.map_ax.plot([], [], **{**style, **end})[0] for name, style in styles.items()}
@@ -161,9 +161,9 @@ class _RaceView:
         [self.start] = self.map_ax.plot([], [], color=INK, marker="o", ms=7, ls="", zorder=5)
         self.artists = [*self.paths.values(), *self.ends.values(), *self.heights.values(), self.goal, self.start]
         self.map_ax.set(xlabel="x", ylabel="y")
-        self.height_ax.set(xlabel="step", ylabel="height above the lowest point", yscale="log", ylim=(1e-8, 1e5),
+        self.height_ax.set(xlabel="step", ylabel="height above the lowest point", yscale="log", ylim=(1e-8, 1e7),
                            title="How far down?")
-        self.height_ax.legend(loc="upper right", ncols=3)
+        self.height_ax.legend(loc="upper right", ncols=2)
 
     def show_landscape(self, landscape):
         left, right, bottom, top = landscape.window
@@ -228,7 +228,8 @@ def race_explorer():
     return explore(race, live, words=words,
                    caption="Live figure. lr multiplies each contender's own best rate on this landscape; a star "
                            "marks the lowest point, "
-                           "a black dot the start. Without weight decay AdamW is Adam. "
+                           "a black dot the start. Without weight decay AdamW is Adam; with it all are pulled to "
+                           "(0, 0). "
                            "Who suffers most from three times its best rate? Who from a third?",
                    landscape=widgets.Dropdown(options=list(LANDSCAPES)),
                    lr=widgets.FloatLogSlider(1, base=10, min=-1.5, max=1.5, step=.02, description="lr × own best",
@@ -238,7 +239,7 @@ def race_explorer():
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=1, step=.25, readout_format=".1e"),
                    weight_decay=widgets.FloatSlider(0, min=0, max=2, step=.05))
 
-# %% ../nbs/05_adam.ipynb #72f04777
+# %% ../nbs/05_adam.ipynb #c62801f4
 def norm_of_each(x, *hypers):
     """The norm of x, or that of each of N models along the first axis, if a hyperparameter has a value for each;
     broadcasts against x.
@@ -270,7 +271,7 @@ def average_grad_slow(p, grad, state, *, slow_beta=.99):
 
 
 def orthogonalize(matrix, n_rounds=5):
-    """About the nearest orthogonal matrix (singular values between 0.7 and 1.2), by Newton–Schulz in bfloat16;
+    """About the nearest orthogonal matrix (singular values near 1, tiny ones below), by Newton–Schulz in bfloat16;
     `[..., rows, columns]`.
     """
     x = matrix.bfloat16()

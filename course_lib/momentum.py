@@ -56,7 +56,7 @@ def noisy_series(n=120, noise=.5, seed=0):
     wave = 1 + torch.sin(torch.linspace(0, 2.2 * math.pi, n, dtype=torch.float64))
     return wave, wave + noise * torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-# %% ../nbs/03_momentum.ipynb #ace8db9d
+# %% ../nbs/03_momentum.ipynb #2211ea69
 @styled
 def average_explorer(n=120):
     """Noisy points and their exponentially weighted average, with sliders for beta and noise.
@@ -68,8 +68,8 @@ def average_explorer(n=120):
     series_ax, weight_ax = fig.subplots(1, 2, width_ratios=[2, 1])
     series_ax.set(xlabel="point", ylabel="value", xlim=(-1, n), ylim=(-1.6, 3.6),
                   title="The average follows the points")
-    weight_ax.set(xlabel="how many points ago", ylabel="weight of a point", xlim=(-1, 60), ylim=(-.02, 1.05),
-                  title="What the newest average is made of")
+    weight_ax.set(xlabel="how many points ago", ylabel="weight (newest point = 1)", xlim=(-1, 60), ylim=(-.02, 1.05),
+                  title="How far back it listens")
     truth, unit_noise = noisy_series(n, 0)[0], noisy_series(n, 1)[1] - noisy_series(n, 1)[0]
     [dots] = series_ax.plot([], [], color=GHOST, ls="", marker=".", ms=6, label="points")
     series_ax.plot(truth, color=INK, ls=":", lw=2, label="the truth behind them")
@@ -88,7 +88,7 @@ def average_explorer(n=120):
         dots.set_data(range(n), points.numpy())
         average.set_data(range(n), averaged.numpy())
         back = np.arange(60)
-        weights.set_data(back, (1 - beta) * beta ** back / (1 - beta ** n if corrected else 1))
+        weights.set_data(back, beta ** back)
         x = min(1 / (1 - beta), 58)
         memory.set_xdata([x, x])
         memory_text.set(text=f" memory: {1 / (1 - beta):.3g} points ", x=x, ha="left" if x < 25 else "right")
@@ -134,7 +134,7 @@ def best_momentum(smallest, largest):
     low, high = math.sqrt(smallest), math.sqrt(largest)
     return (2 / (low + high)) ** 2, ((high - low) / (high + low)) ** 2
 
-# %% ../nbs/03_momentum.ipynb #2372b49a
+# %% ../nbs/03_momentum.ipynb #037cd35a
 class _PairMap:
     """A map of lr and beta: each cell is a ball, coloured by the distance that it has left;
     theory's border and best pair on top.
@@ -143,11 +143,11 @@ class _PairMap:
         self.steppers, self.start, self.n_steps = steppers, start, n_steps
         self.rates, self.betas = np.logspace(-2.5, .4, 40), np.linspace(.01, .99, 32)
         colors = matplotlib.colormaps["viridis"].with_extremes(over="#F6E3DA")
-        self.picture = ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-6, vmax=0, cmap=colors,
+        self.picture = ax.imshow(np.zeros((32, 40)), origin="lower", aspect="auto", vmin=-10, vmax=0, cmap=colors,
                                  zorder=.5, extent=(-2.537, .437, 0, 1), interpolation="nearest")
-        bar = fig.colorbar(self.picture, ax=ax, ticks=[-6, -4, -2, 0], extend="max")
+        bar = fig.colorbar(self.picture, ax=ax, ticks=[-10, -5, 0], extend="max")
         bar.set_label("share of the distance left")
-        bar.set_ticklabels(["$10^{-6}$", "$10^{-4}$", "$10^{-2}$", "1"])
+        bar.set_ticklabels(["$10^{-10}$", "$10^{-5}$", "1"])
         ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title=f"What each pair leaves after {n_steps} steps")
         ax.set_xticks([-2, -1, 0], ["0.01", "0.1", "1"])
         ax.grid(False)
@@ -170,10 +170,10 @@ class _PairMap:
 
 
 @styled
-def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
+def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
     """A ball with momentum in the canyon ½ (x² + steepness · y²): sliders for lr, beta and steepness.
 
-    steppers: heavy ball, or others that take lr and beta (the lines of theory stay those of heavy ball).
+    steppers: heavy ball, or others that take lr and beta (theory is that of heavy ball and is shown for it alone).
     `.state`: lr, beta, steepness, x, y, `left` (share of the distance that is left), outcome; of heavy ball's theory
     `factor_along`, `factor_across` (of a step, in the long run), `largest_stable_lr`, `best_lr`, `best_beta`.
     """
@@ -181,18 +181,20 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
     fig = Figure(figsize=(12, 3.9))
     canyon_ax, distance_ax, map_ax = fig.subplots(1, 3)
     view, pairs, mapped = CanyonView(canyon_ax), _PairMap(fig, map_ax, steppers, start, n_steps), None
-    distance_ax.set(xlabel="step", ylabel="distance from the lowest point", yscale="log", ylim=(1e-6, 1e3),
+    distance_ax.set(xlabel="step", ylabel="distance from the lowest point", yscale="log", ylim=(1e-10, 1e3),
                     xlim=(0, n_steps), title="How far to go?")
     distances = [distance_ax.plot([], [], color=COLORS[c], marker=m, ls="-", ms=4, lw=1, label=n)[0]
                  for n, c, m in (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))]
     [theory] = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")
-    distance_ax.legend(loc="upper right")
+    known = tuple(steppers) == (average_grad, momentum_step)
+    for line in (theory, pairs.border, pairs.best): line.set_visible(known)
+    distance_ax.legend(handles=[*distances, *([theory] if known else [])], loc="upper right")
     live = LiveFigure(fig, [*view.artists, *distances, theory, *pairs.artists],
                       alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
-                          "Middle: its distance from "
-                          "the lowest point by step, along and across, and the slope that theory predicts. "
+                          "Middle: its distance from the lowest point by step, along and across. "
                           "Right: a map of learning rate and beta, coloured by the distance left; "
-                          "beyond the line lr = 2 (1 + beta) / steepness nothing lands. A star marks the best pair.")
+                          "beyond a border nothing lands."
+                          + " Theory: a line at lr = 2 (1 + beta) / steepness, a star at the best pair." * known)
 
     def roll(lr, beta, steepness):
         nonlocal mapped
@@ -217,22 +219,22 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=100):
     def words(s):
         return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left "
                 f"after {n_steps} steps. "
-                f"Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
-                f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, "
-                f"{s['best_beta']:.2f}.")
+                + f"Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
+                  f"largest stable rate {s['largest_stable_lr']:.3g}; "
+                  f"best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}." * known)
 
     return explore(roll, live, words=words,
-                   caption="Live figure. Solid line: the largest stable rate in theory; star: the best pair in theory; "
-                           "orange dot: you; pale orange: farther away than at the start. "
-                           "First beta 0: find the best lr. Then raise beta, and find it again.",
+                   caption="Live figure. Orange dot: you; pale orange: farther away than at the start. "
+                           + "Solid line: the largest stable rate in theory; star: the best pair in theory. " * known
+                           + "First beta 0: find the best lr. Then raise beta, and find it again.",
                    lr=widgets.FloatLogSlider(10 ** -1.05, base=10, min=-2.5, max=.4, step=.01, readout_format=".3f"),
                    beta=widgets.FloatSlider(.5, min=0, max=.99, step=.01),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1))
 
-# %% ../nbs/03_momentum.ipynb #1c56cd00
+# %% ../nbs/03_momentum.ipynb #738dcd1b
 def nesterov_step(p, grad, state, *, lr, beta=.9):
-    """Nesterov's momentum (1983) as in Sutskever et al. (2013):
-    p ← p − lr · (grad + beta · grad_avg), with the fading sum.
+    """Nesterov's momentum (1983), in the form of Bengio, Boulanger-Lewandowski & Pascanu (2013):
+    p ← p − lr · (grad + beta · grad_avg), after `average_grad`.
     """
     add_scaled(p, grad, -lr)
     add_scaled(p, state["grad_avg"], -lr * beta)

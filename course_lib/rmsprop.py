@@ -36,14 +36,14 @@ def rms_prop_step(p, grad, state, *, lr, eps=1e-8):
     "RMSProp (Tieleman & Hinton, 2012): p ← p − lr · grad / (√sqr_avg + eps), eps outside the root, as PyTorch has it."
     add_ratio(p, grad, state["sqr_avg"].sqrt().add_(eps), -lr)
 
-# %% ../nbs/04_rmsprop.ipynb #ca3a0036
+# %% ../nbs/04_rmsprop.ipynb #bc3a45ca
 def rms_prop_step_eps_inside(p, grad, state, *, lr, eps=1e-8):
-    "RMSProp with eps inside the root, as TensorFlow has it: p ← p − lr · grad / √(sqr_avg + eps)."
+    "RMSProp with eps inside the root, as Keras 3 has it: p ← p − lr · grad / √(sqr_avg + eps)."
     add_ratio(p, grad, (state["sqr_avg"] + eps).sqrt_(), -lr)
 
-# %% ../nbs/04_rmsprop.ipynb #84f9713d
+# %% ../nbs/04_rmsprop.ipynb #0642364f
 @styled
-def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=100):
+def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
     """RMSProp where one axis is a thousand times as steep as the other: sliders for lr, alpha and eps.
 
     steppers: RMSProp's, or others that take lr, sqr_beta and eps and keep `sqr_avg`.
@@ -60,20 +60,21 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=100):
     fig = Figure(figsize=(11, 3.8))
     path_ax, distance_ax, rate_ax = fig.subplots(1, 3)
     path_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 1.5), ylim=(-1.5, 1.5), title="The path")
-    distance_ax.set(xlabel="step", ylabel="share of the distance left", yscale="log", ylim=(1e-5, 30),
+    distance_ax.set(xlabel="step", ylabel="share of the distance left", yscale="log", ylim=(1e-5, 1e3),
                     xlim=(0, n_steps), title="How far to go?")
-    rate_ax.set(xlabel="step", ylabel="rate of that direction", yscale="log", ylim=(1e-5, 30), xlim=(0, n_steps),
+    rate_ax.set(xlabel="step", ylabel="rate of that direction", yscale="log", ylim=(1e-5, 1e3), xlim=(0, n_steps),
                 title="To each its own rate")
-    path_ax.plot(*sgd.T, color=GHOST, ls="-", lw=.4, marker=".", ms=3)
+    path_ax.plot(*sgd.T, color=GHOST, ls="-", lw=.2, marker=".", ms=2)
     path_ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
     [trail] = path_ax.plot([], [], color=COLORS["blue"], ls="-", lw=1, marker="o", ms=4)
-    [ball] = path_ax.plot([], [], color=COLORS["orange"], ls="", marker="o", ms=14, mec="white", zorder=5)
+    [ball] = path_ax.plot([], [], color=COLORS["orange"], ls="", marker="o", ms=10, mec="white", zorder=5)
     names = (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))
-    distances, rates = ([ax.plot([], [], color=COLORS[color], ls="-", lw=1, marker=marker, ms=4, label=name)[0]
+    distances, rates = ([ax.plot([], [], color=COLORS[color], ls="-", marker=marker, ms=5, markevery=10, label=name)[0]
                          for name, color, marker in names] for ax in (distance_ax, rate_ax))
     for (_, color, _), curvature in zip(names, (1., steepness)):
         rate_ax.axhline(2 / curvature, color=COLORS[color], ls=":", lw=2)
-    distance_ax.legend(loc="upper right")
+    rate_ax.plot([], [], color=INK, ls=":", label="2 / curvature")
+    for ax in (distance_ax, rate_ax): ax.legend(loc="upper right")
     live = LiveFigure(fig, [trail, ball, *distances, *rates],
                       alt="Left: RMSProp's path where one axis is a thousand times as steep as the other, and in "
                           "grey SGD's, which creeps. "
@@ -108,7 +109,7 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=100):
     return explore(roll, live, words=words,
                    caption="Live figure. Dotted on the right: what plain gradient descent could stand in each "
                            "direction. "
-                           "Raise eps until RMSProp is plain gradient descent again.",
+                           "Raise eps, and lr with it, until RMSProp is plain gradient descent again.",
                    lr=widgets.FloatLogSlider(.05, base=10, min=-3, max=0, step=.02, readout_format=".3g"),
                    alpha=widgets.FloatSlider(.99, min=0, max=.999, step=.001, readout_format=".3f"),
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=4, step=.25, readout_format=".1e"))

@@ -265,13 +265,15 @@ def descend(start, slope, opt_func, n_steps):
         path[step + 1] = point.detach()
     return path
 
-# %% ../nbs/02_sgd.ipynb #c557f8c3
+# %% ../nbs/02_sgd.ipynb #d8f96e01
 def outcome(path):
     "What became of a ball: path `[n_steps + 1, directions]`, in coordinates whose lowest point is zero."
-    start, before, end = np.abs(path[0]), path[-2], path[-1]
+    start, end = np.abs(path[0]), path[-1]
     if not np.isfinite(end).all() or (np.abs(end) > start * (1 + 1e-9)).any(): return "flies out"
     if np.linalg.norm(end) < .01 * np.linalg.norm(start): return "lands"
-    return "hops" if (before * end < 0).any() else "crawls"
+    farthest = path[len(path) // 2:, np.abs(end).argmax()]  # the direction in which most is left, in the second half
+    changes = (farthest[1:] * farthest[:-1] < 0).mean()
+    return "crawls" if changes == 0 else "hops" if changes > .9 else "swings"
 
 
 class _RatePanels:
