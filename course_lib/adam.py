@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANDSCAPES', 'CONTENDERS', 'count_steps', 'unbias', 'adam_step', 'weight_decay', 'Adam', 'AdamW', 'Landscape',
-           'run_race', 'best_rates', 'race_explorer', 'norm_of_each', 'lamb_step', 'lion_step', 'average_grad_slow',
-           'orthogonalize', 'muon_step', 'LAMB', 'Lion', 'Muon', 'FlatParameter', 'flatten_parameters']
+           'run_race', 'best_rates', 'race_explorer', 'lamb_step', 'lion_step', 'average_grad_slow', 'orthogonalize',
+           'muon_step', 'LAMB', 'Lion', 'Muon', 'FlatParameter', 'flatten_parameters']
 
 # %% ../nbs/05_adam.ipynb #ba212c37
 import math
@@ -22,21 +22,19 @@ from .plots import COLORS, GHOST, INK, styled
 from .rmsprop import add_ratio, average_sqr_grad, rms_prop_step
 from .sgd import Optimizer, add_scaled, check_hyper, descend, hyperparameters, sgd_step
 
-# %% ../nbs/05_adam.ipynb #af94da90
+# %% ../nbs/05_adam.ipynb #c227a0f6
 def count_steps(p, grad, state):
-    """How many gradients this parameter has seen:
-    `step`, a float64 scalar on the CPU, as a number would make torch.compile start again.
-    """
-    if "step" not in state: state["step"] = torch.zeros((), dtype=torch.float64)
+    "How many gradients this parameter has seen: `step`, a tensor on the CPU (a number would be compiled in)."
+    if "step" not in state: state["step"] = torch.zeros((), dtype=torch.float32)
     state["step"].add_(1)
 
 
 def unbias(beta, state):
     "1 − beta^step, the share that an average from zero has reached by now; computed in float64 where beta is a number."
     if torch.compiler.is_compiling() and not isinstance(beta, torch.Tensor):
-        share = 1 - beta ** state["step"]
+        share = 1 - beta ** state["step"].double()
         return share.as_strided((), ())  # a buffer of its own, or the compiler takes the power anew for every weight
-    step = state["step"] if torch.compiler.is_compiling() else state["step"].item()
+    step = state["step"].double() if torch.compiler.is_compiling() else state["step"].item()
     if isinstance(beta, torch.Tensor): return -torch.expm1(step * beta.log())  # precise in float32 too
     return 1 - beta ** step
 
@@ -144,7 +142,7 @@ def best_rates(landscape, n=60):
     best = lambda path: torch.where(landscape.shows(path), landscape.height(path[-1]), math.inf).argmin()
     return {name: rates[best(path)].item() for name, path in paths.items()}
 
-# %% ../nbs/05_adam.ipynb #75e566e1
+# %% ../nbs/05_adam.ipynb #1265c1b1
 class _RaceView:
     "The two panels of the race: paths on the landscape, heights by step."
     def __init__(self, fig):
@@ -178,7 +176,7 @@ class _RaceView:
         self.start.set_data(*([value.item()] for value in landscape.start))
 
     def draw(self, name, path, height):
-        seen = path.nan_to_num(1e3).clamp(-1e3, 1e3).numpy()
+        seen = path.clamp(-1e3, 1e3).numpy()
         self.paths[name].set_data(*seen.T)
         self.ends[name].set_data(*seen[-1:].T)
         self.heights[name].set_data(range(len(height)), height.clamp(1e-30, 1e9).numpy())
@@ -212,18 +210,20 @@ def race_explorer():
         lowest = ground.height(torch.tensor(ground.lowest, dtype=torch.float64))
         state = {"landscape": landscape, "lr": lr, **hypers}
         for name, path in run_race(ground, rates, **hypers).items():
-            height = (ground.height(path) - lowest).nan_to_num(math.inf)
+            path = path.nan_to_num(math.inf, posinf=math.inf, neginf=-math.inf)
+            height = (ground.height(path) - lowest).nan_to_num(math.inf, posinf=math.inf)
             view.draw(name, path, height)
-            x, y = path[-1].tolist()
+            (x, y), steps = path[-1].tolist(), path.diff(dim=0).norm(dim=1)
             state[name] = {"lr": rates[name], "x": x, "y": y, "height": height[-1].item(),
-                           "longest_step": path.diff(dim=0).norm(dim=1).max().item(),
+                           "longest_step": steps.nan_to_num(math.inf, posinf=math.inf).max().item(),
                            "in_the_picture": ground.shows(path).item()}
         return {**state, "leader": min(CONTENDERS, key=lambda name: state[name]["height"])}
 
     def words(s):
+        said = lambda height: f"{height:.1g}" if height < 1e7 else "flew out"
         ranked = sorted(CONTENDERS, key=lambda name: s[name]["height"])
         return f"After {LANDSCAPES[s['landscape']].n_steps} steps, lowest first: " + "; ".join(
-            f"{name} {s[name]['height']:.1g} (lr {s[name]['lr']:.2g})" for name in ranked) + "."
+            f"{name} {said(s[name]['height'])} (lr {s[name]['lr']:.2g})" for name in ranked) + "."
 
     return explore(race, live, words=words,
                    caption="Live figure. lr multiplies each contender's own best rate on this landscape; a star "
@@ -239,8 +239,8 @@ def race_explorer():
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=1, step=.25, readout_format=".1e"),
                    weight_decay=widgets.FloatSlider(0, min=0, max=2, step=.05))
 
-# %% ../nbs/05_adam.ipynb #c62801f4
-def norm_of_each(x, *hypers):
+# %% ../nbs/05_adam.ipynb #346c2495
+def _norm_of_each(x, *hypers):
     """The norm of x, or that of each of N models along the first axis, if a hyperparameter has a value for each;
     broadcasts against x.
     """
@@ -254,7 +254,7 @@ def lamb_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-6, weight_de
     """
     direction = state["grad_avg"] / unbias(beta, state)
     direction = direction.div_((state["sqr_avg"] / unbias(sqr_beta, state)).sqrt_().add_(eps)) + weight_decay * p
-    weight, length = (norm_of_each(x, lr, beta, sqr_beta, eps, weight_decay) for x in (p, direction))
+    weight, length = (_norm_of_each(x, lr, beta, sqr_beta, eps, weight_decay) for x in (p, direction))
     add_scaled(p, direction, -lr * torch.where((weight > 0) & (length > 0), weight / length, 1.))
 
 
@@ -283,16 +283,17 @@ def orthogonalize(matrix, n_rounds=5):
     return x.mT if tall else x
 
 
-def muon_step(p, grad, state, *, lr, beta=.95):
-    """Muon (Jordan et al., 2024), for matrices:
+def muon_step(p, grad, state, *, lr, beta=.95, weight_decay=.1):
+    """Muon (Jordan et al., 2024), for matrices, after decoupled weight decay:
     p ← p − lr · √max(1, rows / columns) · orthogonal(grad + beta · (grad_avg − grad)).
     """
-    models = any(isinstance(hyper, torch.Tensor) and hyper.ndim for hyper in (lr, beta))
+    models = any(isinstance(hyper, torch.Tensor) and hyper.ndim for hyper in (lr, beta, weight_decay))
     if p.ndim != 2 + models:
         raise ValueError(f"Muon steps matrices, and this parameter is {list(p.shape)}: "
                          "give it to AdamW, as biases and convolutions.")
     update = grad.clone()
     towards(update, state["grad_avg"], beta)
+    p.mul_(1 - lr * weight_decay)
     add_scaled(p, orthogonalize(update).to(p.dtype), -lr * math.sqrt(max(1, p.shape[-2] / p.shape[-1])))
 
 
@@ -311,40 +312,46 @@ def Lion(params, lr=1e-4, betas=(.9, .99), weight_decay=0):
 
 
 def Muon(params, lr=1e-3, weight_decay=.1, momentum=.95):
-    """Muon (Jordan et al., 2024) for parameters that are matrices:
+    """Muon (Jordan et al., 2024) for parameters that are matrices, to bfloat16's rounding:
     `torch.optim.Muon`, made of steppers; weight_decay is decoupled.
     """
-    return Optimizer(params, [_decay, average_grad_dampened, muon_step], lr=lr, weight_decay=weight_decay,
+    return Optimizer(params, [average_grad_dampened, muon_step], lr=lr, weight_decay=weight_decay,
                      beta=check_hyper("beta", momentum, "momentum"))
 
-# %% ../nbs/05_adam.ipynb #31e40adb
+# %% ../nbs/05_adam.ipynb #60f783d1
 class FlatParameter(nn.Parameter):
     """One buffer for many parameters and one for their gradients;
     `flatten_parameters` makes it. Zeroing `grad` fills it with zeros.
     """
     @property
     def grad(self):
-        """The gradient buffer, after taking in what parts have got anew since `model.zero_grad()` dropped their
-        views of it.
-        """
+        "The buffer, after taking in what parts have got anew since `model.zero_grad()` dropped their views of it."
         for part, slot in zip(self.parts, self.slots):
             if part.grad is not slot:
                 slot.zero_() if part.grad is None else slot.copy_(part.grad)
                 part.grad = slot
-        moved = (part.data_ptr() != place for part, place in zip(self.parts, self.places))
-        if not torch.compiler.is_compiling() and any(moved):
+        if not torch.compiler.is_compiling(): self._check()
+        return self.gradients
+
+    def _check(self):
+        "Are the parts still views of this buffer, and all to be trained?"
+        if any(p.data_ptr() != place for p, place in zip([self, *self.parts], self.places)):
             raise RuntimeError("A parameter was moved or replaced after flatten_parameters (model.to, model.half, …): "
                                "move the model first, then flatten it, then make the optimizer.")
-        return torch.Tensor.grad.__get__(self)
+        if not all(part.requires_grad for part in self.parts):
+            raise RuntimeError("A parameter was frozen after flatten_parameters, and would be stepped all the same: "
+                               "flatten those that are to be trained.")
 
     @grad.setter
     def grad(self, value):
-        buffer = torch.Tensor.grad.__get__(self)
-        buffer.zero_() if value is None else buffer.copy_(value)
+        self.gradients.zero_() if value is None else self.gradients.copy_(value)
+        for part, slot in zip(self.parts, self.slots): part.grad = slot
 
     def __deepcopy__(self, memo):
-        raise TypeError("A flat parameter belongs to its model. Copy the model, call flatten_parameters on the copy, "
-                        "and load the optimizer's state_dict.")
+        raise TypeError("A flat parameter belongs to its model. Copy (or save) the model, call flatten_parameters on "
+                        "the copy, and load the optimizer's state_dict.")
+
+    __reduce_ex__ = __deepcopy__
 
 
 def flatten_parameters(params):
@@ -354,8 +361,10 @@ def flatten_parameters(params):
     (LAMB, Muon, a parameter without a gradient) needs them apart: in the buffer, no gradient is a gradient of zero.
     Raises `ValueError` for no parameters, a mixture, or one that comes twice or does not require a gradient.
     """
-    params = list(params)
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
     if not params: raise ValueError("There are no parameters to flatten.")
+    if not all(isinstance(p, torch.Tensor) for p in params):
+        raise TypeError(f"Expected parameters, as from model.parameters(); got {type(params[0]).__name__}.")
     kinds = {(p.dtype, p.device) for p in params}
     if len(kinds) > 1:
         raise ValueError(f"One buffer has one dtype and one device; got {', '.join(sorted(map(str, kinds)))}.")
@@ -364,12 +373,12 @@ def flatten_parameters(params):
         raise ValueError("A frozen parameter (requires_grad=False) would be stepped too: "
                          "pass only those to be trained.")
     flat = torch.Tensor._make_subclass(FlatParameter, torch.cat([p.detach().flatten() for p in params]), True)
-    buffer = torch.zeros_like(flat, requires_grad=False)
-    torch.Tensor.grad.__set__(flat, buffer)
+    flat.gradients = buffer = torch.zeros_like(flat, requires_grad=False)
+    torch.Tensor.grad.__set__(flat, buffer)  # where autograd would add to
     sizes, shapes = [p.numel() for p in params], [p.shape for p in params]
     flat.parts, flat.slots = params, [slot.view(shape) for slot, shape in zip(buffer.split(sizes), shapes)]
     for part, slot, values in zip(params, flat.slots, flat.detach().split(sizes)):
         if part.grad is not None: slot.copy_(part.grad)
         part.data, part.grad = values.view(part.shape), slot
-    flat.places = [part.data_ptr() for part in params]
+    flat.places = [p.data_ptr() for p in (flat, *params)]
     return flat

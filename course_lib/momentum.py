@@ -21,7 +21,7 @@ from .plots import COLORS, GHOST, INK, LABEL_BOX, styled
 from .sgd import (CanyonView, Optimizer, add_scaled, check_hyper, descend, digits_explorer, outcome,
                             sgd_step)
 
-# %% ../nbs/03_momentum.ipynb #ce9decdd
+# %% ../nbs/03_momentum.ipynb #40830545
 def average_grad_dampened(p, grad, state, *, beta=.9):
     "The exponentially weighted average of the gradients: avg ← beta · avg + (1 − beta) · grad, from zero on."
     towards(kept(p, state, "grad_avg"), grad, 1 - beta)
@@ -29,7 +29,9 @@ def average_grad_dampened(p, grad, state, *, beta=.9):
 
 def kept(p, state, name):
     "The tensor that `state` keeps under this name; at first zeros, shaped like p."
-    if name not in state: state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    if name not in state:
+        zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state[name] = zeros.as_strided(zeros.size(), zeros.stride())  # or the compiler takes 0 + grad for grad itself
     return state[name]
 
 
@@ -231,19 +233,22 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
                    beta=widgets.FloatSlider(.5, min=0, max=.99, step=.01),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1))
 
-# %% ../nbs/03_momentum.ipynb #738dcd1b
+# %% ../nbs/03_momentum.ipynb #d159dd6b
 def nesterov_step(p, grad, state, *, lr, beta=.9):
     """Nesterov's momentum (1983), in the form of Bengio, Boulanger-Lewandowski & Pascanu (2013):
     p ← p − lr · (grad + beta · grad_avg), after `average_grad`.
     """
-    add_scaled(p, grad, -lr)
-    add_scaled(p, state["grad_avg"], -lr * beta)
+    ahead = grad.clone()
+    add_scaled(ahead, state["grad_avg"], beta)
+    add_scaled(p, ahead, -lr)
 
-# %% ../nbs/03_momentum.ipynb #522613f7
+# %% ../nbs/03_momentum.ipynb #ac66219e
 def l2_reg(p, grad, state, *, weight_decay=0.):
     "L2 regularization: the steppers that follow see grad + weight_decay · p."
-    if isinstance(weight_decay, torch.Tensor): return grad + weight_decay * p
-    if weight_decay: return grad.add(p, alpha=weight_decay)
+    if isinstance(weight_decay, torch.Tensor) or weight_decay:
+        grad = grad.clone()
+        add_scaled(grad, p, weight_decay)
+        return grad
 
 
 def SGD(params, lr=1e-3, momentum=0, weight_decay=0, nesterov=False):
@@ -251,12 +256,12 @@ def SGD(params, lr=1e-3, momentum=0, weight_decay=0, nesterov=False):
 
     momentum is the hyperparameter `beta` of groups and schedules; with momentum=0 there is none.
     """
-    hypers = {"lr": lr, "weight_decay": weight_decay}
-    if not isinstance(momentum, torch.Tensor) and momentum == 0:
+    hypers, beta = {"lr": lr, "weight_decay": weight_decay}, check_hyper("beta", momentum, "momentum")
+    if not isinstance(beta, torch.Tensor) and beta == 0:
         if nesterov: raise ValueError("Nesterov's momentum needs a momentum above 0, for example momentum=0.9.")
         return Optimizer(params, [l2_reg, sgd_step], **hypers)
     step = nesterov_step if nesterov else momentum_step
-    return Optimizer(params, [l2_reg, average_grad, step], beta=check_hyper("beta", momentum, "momentum"), **hypers)
+    return Optimizer(params, [l2_reg, average_grad, step], beta=beta, **hypers)
 
 # %% ../nbs/03_momentum.ipynb #d2783002
 def momentum_digits_explorer(dls, n_steps=200):

@@ -18,10 +18,10 @@ from .momentum import SGD, kept, l2_reg, towards
 from .plots import COLORS, GHOST, INK, LABEL_BOX, styled
 from .sgd import Optimizer, add_scaled, check_hyper, descend, outcome
 
-# %% ../nbs/04_rmsprop.ipynb #1f28a465
+# %% ../nbs/04_rmsprop.ipynb #ce5159de
 def add_ratio(p, x, y, scale):
     "`p += scale · x / y`, in place; scale: a number, or a tensor that broadcasts."
-    if isinstance(scale, torch.Tensor): add_scaled(p, x / y, scale)
+    if isinstance(scale, torch.Tensor) or torch.compiler.is_compiling(): add_scaled(p, x / y, scale)
     else: p.addcdiv_(x, y, value=scale)
 
 # %% ../nbs/04_rmsprop.ipynb #0583b6f2
