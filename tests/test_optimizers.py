@@ -1,5 +1,6 @@
 """The optimizers against torch.optim and against their papers' rules: alone, N models at once, on one buffer, compiled; and the explorers."""
 import copy
+import functools
 import inspect
 import io
 import math
@@ -468,7 +469,16 @@ def test_a_model_that_left_its_buffer_is_noticed(move):
 def test_a_buffer_is_not_copied():
     flat = flatten_parameters(net().parameters())
     for one in (flat, Adam([flat])):
-        with pytest.raises(TypeError, match="call flatten_parameters on the copy"): copy.deepcopy(one)
+        for duplicate in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="call flatten_parameters on the copy"): duplicate(one)
+    with pytest.raises(TypeError, match="model.parameters"): flatten_parameters(net())
+
+
+def test_a_part_that_is_frozen_later_is_noticed():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    optimizer = Adam([flatten_parameters(model.parameters())])
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="frozen after flatten_parameters"): optimizer.step()
 
 
 # Compiled
@@ -500,6 +510,26 @@ def test_compiled_step_equals_torchs_and_is_compiled_once(make, reference, argum
     assert_close(model, theirs, 1e-10)
     assert counts[0], "nothing was compiled"
     assert counts[-1] == counts[2], counts
+
+
+@pytest.mark.parametrize("make", [Adam, SGD, functools.partial(SGD, momentum=.9), RMSProp, Lion])
+def test_a_schedule_does_not_compile_anew(make):
+    "Dynamo gives up after eight variants and goes on uncompiled, which nobody would notice."
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    p = nn.Parameter(torch.ones(3))
+    optimizer = make([p], lr=.1)
+    optimizer.step = torch.compile(optimizer.step, backend=counting)
+    for lr in (.1, .09, .08, .07, .06, .05, .04):
+        p.grad = torch.ones(3)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    assert 0 < len(graphs) <= 4
 
 
 # Bad input
@@ -721,3 +751,10 @@ def test_a_broken_stepper_shows_and_leaves_the_state(make, move, back, monkeypat
     [(name, value)] = back.items()
     explorer.controls[name].value = value
     assert explorer.error is None and explorer.state[name] == pytest.approx(value, rel=.02)
+
+
+def test_who_flies_out_of_the_race_is_said_to():
+    "Whatever happened to the floats on the way, the state has no NaN."
+    state = (explorer := race_explorer()).set(landscape="Rosenbrock's valley", lr=20., beta=.99)
+    assert state["momentum"]["height"] == math.inf and "momentum flew out" in explorer.words(state)
+    assert not any(math.isnan(value) for name in ("SGD", "momentum", "RMSProp", "Adam", "AdamW") for value in state[name].values())

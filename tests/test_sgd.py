@@ -5,12 +5,13 @@ import math
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from course_lib.data import default_device
-from course_lib.sgd import Optimizer, add_scaled, canyon_explorer, descend, parabola_explorer, sgd_step
+from course_lib.sgd import Optimizer, add_scaled, canyon_explorer, descend, outcome, parabola_explorer, sgd_step
 
 
 def heavy_ball(p, grad, state, *, lr, beta=.9):
@@ -121,7 +122,7 @@ def test_copies_step_as_the_original_does(duplicate):
     (lambda s: s["param_groups"][0].update(momentum=.9), "another optimizer: it has momentum"),
     (lambda s: s["param_groups"][0].update(lr=math.nan), "lr must be finite"),
     (lambda s: s["param_groups"][0].update(lr=torch.tensor([.1, .2])), "2 values.*first axis of 2"),
-    (lambda s: s.pop("param_groups"), "no 'param_groups'")])
+    (lambda s: s.pop("param_groups"), "no 'param_groups'"), (lambda s: s.pop("state"), "no 'state'")])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, message):
     optimizer = Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=.1)
     state = copy.deepcopy(optimizer.state_dict())
@@ -136,6 +137,19 @@ def test_a_state_with_a_schedulers_notes_fits():
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1., total_steps=10, cycle_momentum=False)
     other.load_state_dict(optimizer.state_dict())
     assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] != .1
+
+
+def test_a_state_of_named_parameters_fits_where_names_are_missing():
+    named, plain = Optimizer(net().named_parameters(), [heavy_ball], lr=.1), Optimizer(net().parameters(), [heavy_ball], lr=.2)
+    plain.load_state_dict(named.state_dict())
+    assert plain.param_groups[0]["lr"] == .1
+
+
+def test_the_outcome_is_a_word_for_what_the_ball_did():
+    steps = np.arange(101)[:, None]
+    for path, word in ((.99 ** steps, "crawls"), ((-.99) ** steps, "hops"), (.99 ** steps * np.cos(.3 * steps), "swings"),
+                       (.5 ** steps, "lands"), (1.1 ** steps, "flies out"), (steps * math.nan, "flies out")):
+        assert outcome(path) == word
 
 
 def test_a_new_optimizer_knows_nothing_of_an_old_one():
@@ -204,7 +218,7 @@ WEIGHTS = [nn.Parameter(torch.zeros(3))]
     (WEIGHTS, [sgd_step], {"lr": "0.1"}, "lr must be a number"), (WEIGHTS, [sgd_step], {"lr": True}, "lr must be a number"),
     (WEIGHTS, [sgd_step], {"lr": None}, "lr must be a number"), (WEIGHTS, [sgd_step], {"lr": 1j}, "lr must be a number"),
     (WEIGHTS, [sgd_step], {"lr": .1, "bta": .9}, "Unknown hyperparameter 'bta'"),
-    (WEIGHTS, [heavy_ball], {"lr": .1, "bta": .9}, "did you mean 'beta'"),
+    (WEIGHTS, [heavy_ball], {"lr": .1, "bta": .9}, "did you mean 'beta'"), (WEIGHTS, [heavy_ball], {"lr": .1, "momentum": .9}, "did you mean 'beta'"),
     (WEIGHTS, [heavy_ball], {"lr": .1, "beta": 1.}, "beta must be finite and at least 0 and below 1, not 1.0"),
     (WEIGHTS, [heavy_ball], {"lr": .1, "beta": -.1}, "below 1"),
     (WEIGHTS, [heavy_ball, beta_of_half], {"lr": .1}, "different defaults, 0.9 and 0.5"),
