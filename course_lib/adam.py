@@ -318,7 +318,7 @@ def Muon(params, lr=1e-3, weight_decay=.1, momentum=.95):
     return Optimizer(params, [average_grad_dampened, muon_step], lr=lr, weight_decay=weight_decay,
                      beta=check_hyper("beta", momentum, "momentum"))
 
-# %% ../nbs/05_adam.ipynb #60f783d1
+# %% ../nbs/05_adam.ipynb #2ba8c5fb
 class FlatParameter(nn.Parameter):
     """One buffer for many parameters and one for their gradients;
     `flatten_parameters` makes it. Zeroing `grad` fills it with zeros.
@@ -335,10 +335,10 @@ class FlatParameter(nn.Parameter):
 
     def _check(self):
         "Are the parts still views of this buffer, and all to be trained?"
-        if any(p.data_ptr() != place for p, place in zip([self, *self.parts], self.places)):
+        if [p.data_ptr() for p in (self, *self.parts)] != self.places:
             raise RuntimeError("A parameter was moved or replaced after flatten_parameters (model.to, model.half, …): "
                                "move the model first, then flatten it, then make the optimizer.")
-        if not all(part.requires_grad for part in self.parts):
+        if not all([part.requires_grad for part in self.parts]):
             raise RuntimeError("A parameter was frozen after flatten_parameters, and would be stepped all the same: "
                                "flatten those that are to be trained.")
 

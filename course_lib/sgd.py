@@ -111,7 +111,7 @@ def check_hyper(name, value, argument=None):
     if not fits: raise ValueError(f"{name} must be {expected}, not {value}.")
     return value
 
-# %% ../nbs/02_sgd.ipynb #5f5631cb
+# %% ../nbs/02_sgd.ipynb #b3e0d76b
 class Optimizer(torch.optim.Optimizer):
     """An optimizer made of steppers.
 
@@ -201,13 +201,14 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             shaped = {}  # a tensor [N] as [N, 1, …], made once for each number of axes
             for p in group["params"]:
-                if p.grad is None: continue
-                if p.grad.layout is not torch.strided:
+                grad = p.grad
+                if grad is None: continue
+                if grad.layout is not torch.strided:
                     raise ValueError("Sparse gradients are not supported: use nn.Embedding(sparse=False).")
                 if p.ndim not in shaped:
                     shaped[p.ndim] = [{name: _per_model(group[name], p.ndim) for name in named}
                                       for named in self._hypers]
-                grad, state = p.grad, self.state[p]
+                state = self.state[p]
                 for stepper, hypers in zip(self.steppers, shaped[p.ndim]):
                     passed_on = stepper(p, grad, state, **hypers)
                     if passed_on is not None: grad = passed_on
