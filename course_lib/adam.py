@@ -142,7 +142,7 @@ def best_rates(landscape, n=60):
     best = lambda path: torch.where(landscape.shows(path), landscape.height(path[-1]), math.inf).argmin()
     return {name: rates[best(path)].item() for name, path in paths.items()}
 
-# %% ../nbs/05_adam.ipynb #1265c1b1
+# %% ../nbs/05_adam.ipynb #66ac05e3
 class _RaceView:
     "The two panels of the race: paths on the landscape, heights by step."
     def __init__(self, fig):
@@ -152,7 +152,7 @@ class _RaceView:
                                                   ("RMSProp", "green", "-", "D"), ("Adam", "pink", "-", "^"),
                                                   ("AdamW", "amber", (0, (1, 2)), "v"))}
         end = {"ms": 12, "mec": "white", "ls": "", "markevery": 1, "zorder": 6}
-        self.paths = {name: self.map_ax.plot([], [], **style)[0] for name, style in styles.items()}
+        self.paths = {name: self.map_ax.plot([], [], **{**style, "lw": 1.3})[0] for name, style in styles.items()}
         self.ends = {name: self.map_ax.plot([], [], **{**style, **end})[0] for name, style in styles.items()}
         self.heights = {name: self.height_ax.plot([], [], label=name, **style)[0] for name, style in styles.items()}
         [self.goal] = self.map_ax.plot([], [], color=INK, marker="*", ms=16, ls="", mec="white", zorder=5)
