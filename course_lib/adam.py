@@ -22,7 +22,7 @@ from .plots import COLORS, GHOST, INK, styled
 from .rmsprop import add_ratio, average_sqr_grad, rms_prop_step
 from .sgd import Optimizer, add_scaled, check_hyper, descend, hyperparameters, sgd_step
 
-# %% ../nbs/05_adam.ipynb #c227a0f6
+# %% ../nbs/05_adam.ipynb #91a69cda
 def count_steps(p, grad, state):
     "How many gradients this parameter has seen: `step`, a tensor on the CPU (a number would be compiled in)."
     if "step" not in state: state["step"] = torch.zeros((), dtype=torch.float32)
@@ -31,12 +31,11 @@ def count_steps(p, grad, state):
 
 def unbias(beta, state):
     "1 − beta^step, the share that an average from zero has reached by now; computed in float64 where beta is a number."
-    if torch.compiler.is_compiling() and not isinstance(beta, torch.Tensor):
-        share = 1 - beta ** state["step"].double()
-        return share.as_strided((), ())  # a buffer of its own, or the compiler takes the power anew for every weight
-    step = state["step"].double() if torch.compiler.is_compiling() else state["step"].item()
+    compiling = torch.compiler.is_compiling()
+    step = state["step"].double() if compiling else state["step"].item()
     if isinstance(beta, torch.Tensor): return -torch.expm1(step * beta.log())  # precise in float32 too
-    return 1 - beta ** step
+    share = 1 - beta ** step
+    return share.as_strided((), ()) if compiling else share  # as a buffer, or it is computed anew for every weight
 
 
 def adam_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-8):

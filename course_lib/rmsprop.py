@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['add_ratio', 'average_sqr_grad', 'rms_prop_step', 'rms_prop_step_eps_inside', 'rmsprop_explorer', 'RMSProp']
 
-# %% ../nbs/04_rmsprop.ipynb #07f71785
-import math
-
+# %% ../nbs/04_rmsprop.ipynb #eaf64f48
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 
 from .live import LiveFigure, explore
 from .momentum import SGD, kept, l2_reg, towards
-from .plots import COLORS, GHOST, INK, LABEL_BOX, styled
+from .plots import COLORS, GHOST, INK, styled
 from .sgd import Optimizer, add_scaled, check_hyper, descend, outcome
 
 # %% ../nbs/04_rmsprop.ipynb #ce5159de
