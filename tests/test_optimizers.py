@@ -269,6 +269,13 @@ def test_muon_equals_torchs(arguments, dtype):
         assert (a - start).abs().max() > .2 * n * lr
 
 
+def test_muons_decay_equals_torchs_where_nothing_is_rounded_to_bfloat16():
+    "Where the gradient is zero there is only the decay."
+    ours, theirs = (walk(make([nn.Parameter(torch.ones(3, 4).double())], lr=.02, weight_decay=.5), 20, lambda w, start, t: 0 * w)[0]
+                    for make in (Muon, torch.optim.Muon))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(3,), (), (2, 3, 3, 3)])
 def test_muon_steps_nothing_but_matrices(shape):
     p = nn.Parameter(torch.ones(shape))
