@@ -317,7 +317,7 @@ def Muon(params, lr=1e-3, weight_decay=.1, momentum=.95):
     return Optimizer(params, [average_grad_dampened, muon_step], lr=lr, weight_decay=weight_decay,
                      beta=check_hyper("beta", momentum, "momentum"))
 
-# %% ../nbs/05_adam.ipynb #2ba8c5fb
+# %% ../nbs/05_adam.ipynb #7667dde6
 class FlatParameter(nn.Parameter):
     """One buffer for many parameters and one for their gradients;
     `flatten_parameters` makes it. Zeroing `grad` fills it with zeros.
@@ -327,7 +327,7 @@ class FlatParameter(nn.Parameter):
         "The buffer, after taking in what parts have got anew since `model.zero_grad()` dropped their views of it."
         for part, slot in zip(self.parts, self.slots):
             if part.grad is not slot:
-                slot.zero_() if part.grad is None else slot.copy_(part.grad)
+                slot.zero_() if part.grad is None else slot.copy_(part.grad.detach())
                 part.grad = slot
         if not torch.compiler.is_compiling(): self._check()
         return self.gradients
@@ -356,7 +356,8 @@ class FlatParameter(nn.Parameter):
 def flatten_parameters(params):
     """One parameter `[total]` of which all of `params`, and their gradients, become views, to be stepped in one go.
 
-    params: of one dtype, on one device. Their values and gradients stay what they are. Whoever looks at single layers
+    params: of one dtype, on one device; a model that replaces them later (a new head, `load_state_dict(assign=True)`)
+    has left the buffer, so flatten last. Their values and gradients stay what they are. Whoever looks at single layers
     (LAMB, Muon, a parameter without a gradient) needs them apart: in the buffer, no gradient is a gradient of zero.
     Raises `ValueError` for no parameters, a mixture, or one that comes twice or does not require a gradient.
     """
