@@ -214,7 +214,6 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
         best_lr, best_beta = best_momentum(1, steepness)
         return {"lr": lr, "beta": beta, "steepness": steepness, "x": x, "y": y,
                 "left": math.hypot(x, y) / start.norm().item(), "outcome": outcome(path),
-                ""
                 "factor_along": factors[0], "factor_across": factors[1],
                 "largest_stable_lr": 2 * (1 + beta) / steepness, "best_lr": best_lr, "best_beta": best_beta}
 

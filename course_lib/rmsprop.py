@@ -92,7 +92,6 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
         trail.set_data(*seen.T)
         ball.set_data(*seen[-1:].T)
         return {"lr": lr, "alpha": alpha, "eps": eps, "x": float(path[-1, 0]), "y": float(path[-1, 1]),
-                ""
                 "left_along": float(left[-1, 0]), "left_across": float(left[-1, 1]),
                 "first_step": float(np.abs(path[1] - path[0]).max()),
                 "rate_along": float(each[-1, 0]), "rate_across": float(each[-1, 1]),
@@ -114,7 +113,6 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
 
 # %% ../nbs/04_rmsprop.ipynb #1bd9fa91
 def RMSProp(params, lr=1e-2, alpha=.99, eps=1e-8, weight_decay=0):
-    ""
     """Steps divided by the root of the gradients' mean square (Tieleman & Hinton, 2012): `torch.optim.RMSprop`.
 
     alpha is the hyperparameter `sqr_beta` of groups and schedules; eps stands outside the root; weight_decay is L2.
