@@ -204,7 +204,7 @@ def read_idx(path):
         raise DamagedFileError(f"{path} should have {n_bytes:,} bytes and has {len(raw):,}. {advice}")
     return torch.from_numpy(raw[start:]).view(shape)
 
-# %% ../nbs/01_data.ipynb #9cb10829
+# %% ../nbs/01_data.ipynb #378fbd52
 STALL_S, TRICKLE_S, TRICKLE_BYTES_S = 3, 10, 20_000
 
 
@@ -257,15 +257,13 @@ def write_whole(path, data):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         part.replace(path)
-    except OSError as error:
-        raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): {_ADVICE}") from error
     finally:
         with contextlib.suppress(OSError): part.unlink()
 
 
 _ADVICE = "make room there, change its permissions, or name another folder in the environment variable COURSE_DATA"
 
-# %% ../nbs/01_data.ipynb #0d600470
+# %% ../nbs/01_data.ipynb #90376aa4
 PACKAGE = Path(course_lib.__file__).resolve().parent
 CHECKOUT = (PACKAGE.parent if (PACKAGE.parent / "nbs").is_dir() and (PACKAGE.parent / "pyproject.toml").exists()
             else None)
@@ -298,10 +296,11 @@ def _mnist_files(folder, download):
         for mirror in MNIST.mirrors:
             try: data = fetch(mirror + archive, md5)
             except DownloadError as error: problems.append(str(error))
-            else:
-                write_whole(path, gzip.decompress(data))
-                break
+            else: break
         else: raise DownloadError(f"{path.name} is not there and cannot be downloaded: {'; '.join(problems)}")
+        try: write_whole(path, gzip.decompress(data))
+        except OSError as error:
+            raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): {_ADVICE}") from error
     return paths
 
 # %% ../nbs/01_data.ipynb #0794db9f
