@@ -44,6 +44,12 @@ def chapters(root=ROOT, names=()):
     return picked
 
 
+def module_of(notebook):
+    "The module that a notebook exports: the name after `#| default_exp`."
+    cells = nbformat.read(notebook, as_version=4).cells
+    return next(cell.source.split()[-1] for cell in cells if cell.source.startswith("#| default_exp"))
+
+
 def public_names(module):
     "The names in the `__all__` that the export wrote."
     for node in ast.parse(module.read_text()).body:
@@ -57,7 +63,7 @@ def export_to(folder):
     shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*", "images"))
     nbdev_export.__wrapped__(path=str(folder / "nbs"))
     library = folder / "course_lib"
-    modules = [m for nb in chapters(folder) if (m := library / f"{nb.stem.split('_', 1)[1]}.py").exists()]
+    modules = [m for nb in chapters(folder) if (m := library / f"{module_of(nb)}.py").exists()]
     owners = {name: module.stem for module in modules for name in public_names(module)}
     names = sorted(owners.keys() - {m.stem for m in modules})  # `sweep` stays the module, `sweep.sweep` the function
     imports = [f"from course_lib.{m.stem} import {', '.join(sorted(n for n in names if owners[n] == m.stem))}"
