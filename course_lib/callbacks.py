@@ -8,7 +8,7 @@ __all__ = ['hyper_key', 'read_hyper', 'Recorder', 'in_notebook', 'cells', 'Progr
            'CSVLogger', 'GradientAccumulation', 'GradientClip', 'ablation_explorer', 'TerminateQuietly',
            'ActivationStats']
 
-# %% ../nbs/07_callbacks.ipynb #6fb90ded
+# %% ../nbs/07_callbacks.ipynb #c52532c2
 import csv
 import html
 import json
@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .data import DataLoaders, TensorLoader, write_whole
-from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN, accuracy
+from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN, accuracy, batch_size
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
@@ -396,7 +396,7 @@ class CSVLogger(Callback):
             if new: writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/07_callbacks.ipynb #3d8d4524
+# %% ../nbs/07_callbacks.ipynb #1541ab50
 def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -410,12 +410,12 @@ class GradientAccumulation(Callback):
 
     def before_backward(self, learn):
         self.mean = learn.loss
-        learn.loss = learn.loss * len(learn.yb)
+        learn.loss = learn.loss * batch_size(learn.yb)
 
     def after_backward(self, learn):
         learn.loss = self.mean  # what recorders shall see
         if learn.cancelled: return
-        self.n_waiting, self.n_samples = self.n_waiting + 1, self.n_samples + len(learn.yb)
+        self.n_waiting, self.n_samples = self.n_waiting + 1, self.n_samples + batch_size(learn.yb)
 
     def before_step(self, learn):
         if self.n_waiting < self.n_batches and learn.iter + 1 < learn.n_iter: raise CancelStepException

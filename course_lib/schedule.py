@@ -7,10 +7,9 @@ __all__ = ['LRFind', 'Snapshot', 'LRFinder', 'lr_find', 'finder_explorer', 'lin'
            'one_cycle', 'warm_restarts', 'write_hyper', 'Scheduler', 'ParamScheduler', 'LRScheduler', 'made_for',
            'fit_one_cycle', 'one_cycle_explorer']
 
-# %% ../nbs/08_learning_rate.ipynb #9baca063
+# %% ../nbs/08_learning_rate.ipynb #5f4046c8
 import copy
 import math
-import operator
 import warnings
 
 import ipywidgets as widgets
@@ -24,13 +23,13 @@ from torch.optim import lr_scheduler
 from .callbacks import Recorder, hyper_key, loader_state, random_state, read_hyper, set_loader_state, set_random_state
 from .data import DataLoaders, TensorLoader
 from .learner import (Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN, accuracy,
-                                spread_lr)
+                                at_least_one, spread_lr)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import HERE_CALLED, SCHEDULER_KEYS, check_hyper, small_net
 
-# %% ../nbs/08_learning_rate.ipynb #be35c12f
+# %% ../nbs/08_learning_rate.ipynb #7955f731
 class LRFind:
     """What a range test saw: `.lrs`, `.losses`, `.smooth_losses` (float64 arrays of equal length).
 
@@ -52,12 +51,13 @@ class LRFind:
         if len(self.lrs) < self.min_points:
             raise ValueError(f"The search has only {len(self.lrs)} points, too few to read a rate off (at least {self.min_points}): "
                              "begin with a smaller start_lr, or ask for more batches (num_it).")
-        losses, lowest = self.smooth_losses, int(self.smooth_losses.argmin())
-        slopes = np.gradient(losses, np.log(self.lrs))
+        young = len(self.lrs) // 10  # the first tenth: an average over few batches is still noisy
+        lrs, losses = self.lrs[young:], self.smooth_losses[young:]
+        lowest, slopes = int(losses.argmin()), np.gradient(losses, np.log(lrs))
         if lowest == 0: raise ValueError("The loss never fell in this search, so it suggests nothing: begin with a smaller "
                                          "start_lr, and look at the plot.")
-        return {"minimum_over_10": float(self.lrs[lowest] / 10), "steepest": float(self.lrs[slopes[:lowest + 1].argmin()]),
-                "valley": float(self.lrs[_valley(losses)])}
+        return {"minimum_over_10": float(lrs[lowest] / 10), "steepest": float(lrs[slopes[:lowest + 1].argmin()]),
+                "valley": float(lrs[_valley(losses)])}
 
     @styled
     def plot(self):
@@ -95,7 +95,7 @@ def _valley(losses):
     first = end - length[end] + 1
     return first + (end - first) // 2
 
-# %% ../nbs/08_learning_rate.ipynb #5dcd27d3
+# %% ../nbs/08_learning_rate.ipynb #60ae7ba9
 class Snapshot:
     "What a search can change of a learner, written down; `restore()` is the way back, bit for bit."
     def __init__(self, learn):
@@ -201,7 +201,7 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
     if learn.fit_cbs is not None: raise RuntimeError("lr_find cannot run in the middle of a fit.")
     if not 0 < start_lr < end_lr or not math.isfinite(end_lr):
         raise ValueError(f"Expected 0 < start_lr < end_lr, got {start_lr} and {end_lr}.")
-    if (num_it := operator.index(num_it)) < 1: raise ValueError(f"num_it must be at least 1, not {num_it}.")
+    num_it = at_least_one("num_it", num_it)
     if not 0 <= smooth < 1: raise ValueError(f"smooth must be at least 0 and below 1, not {smooth}.")
     if not stop_factor > 1: raise ValueError(f"stop_factor must be above 1, not {stop_factor}.")
     finder, before = LRFinder(np.geomspace(start_lr, end_lr, num_it), smooth, stop_factor, on_step), Snapshot(learn)
@@ -470,7 +470,7 @@ def made_for(scheduler):
                    if getattr(scheduler, name, None)), None)
     return length and max(1, round(length))
 
-# %% ../nbs/08_learning_rate.ipynb #d7054798
+# %% ../nbs/08_learning_rate.ipynb #ca2df779
 def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25, betas=(.95, .85, .95), cbs=(), reset_opt=False):
     """Fit with one cycle (Smith and Topin, 2018): the rate goes from max_lr / div to max_lr over the share pct_start, then to
     max_lr / div_final, beta against it through the three betas, all by cosines; point by point torch's `OneCycleLR`.
@@ -480,7 +480,7 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
     """
     max_lr = learn.lr if max_lr is None else max_lr
     if max_lr is None: raise ValueError("fit_one_cycle needs a peak: pass max_lr, or give the learner an lr.")
-    if (n_epochs := operator.index(n_epochs)) < 1: raise ValueError(f"n_epochs must be at least 1, not {n_epochs}.")
+    n_epochs = at_least_one("n_epochs", n_epochs)
     if learn.lr is None and learn.opt is None: learn.lr = max_lr
     if learn.opt is None or reset_opt: learn.make_opt()
     n = n_epochs * len(learn.dls.train)
@@ -496,7 +496,7 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
 
 Learner.fit_one_cycle = fit_one_cycle
 
-# %% ../nbs/08_learning_rate.ipynb #f89488c1
+# %% ../nbs/08_learning_rate.ipynb #c67c9463
 @styled
 def one_cycle_explorer(dls, n_batches=240):
     """A one-cycle whose peak, share and shape are controls, and a network 784-50-10 that trains with it.
@@ -508,7 +508,7 @@ def one_cycle_explorer(dls, n_batches=240):
     rate_ax, loss_ax, accuracy_ax = fig.subplots(1, 3)
     rate_ax.set(xlabel="training batch", ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-4, 20), title="The schedule")
     loss_ax.set(xlabel="training batch", ylabel="training loss (nats)", xlim=(0, n_batches), ylim=(0, 4), title="The loss while it trains")
-    accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-3, 12), ylim=(0, 102),
+    accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 12), ylim=(0, 102),
                     title="What each peak reached")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
     [rate] = rate_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5)
@@ -588,7 +588,7 @@ def one_cycle_explorer(dls, n_batches=240):
     return explore(train, live, words=words,
                    caption="Live figure. Each move trains a network on real digits with the one-cycle that you drew, and for each new peak once "
                            "more at a constant rate, in grey.",
-                   peak=widgets.FloatLogSlider(.3, base=10, min=-2, max=1, step=.05, readout_format=".3g"),
+                   peak=widgets.FloatLogSlider(.1, base=10, min=-3, max=1, step=.05, readout_format=".3g"),
                    pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up share"),
                    shape=widgets.Dropdown(options=["cosine", "linear"], value="cosine"))
 

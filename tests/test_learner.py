@@ -443,6 +443,13 @@ def test_a_second_rate_and_it_stays():
     assert_same(learn.model, model)
 
 
+def test_a_fit_starts_with_the_learners_rate_whatever_a_schedule_left():
+    rates, learn = [], learner()
+    look = on(before_train=lambda learn: rates.append(learn.opt.param_groups[-1]["lr"]))
+    for lr in (.1, None, slice(.02)): learn.fit(1, lr=lr, cbs=[look, on(after_batch=lambda learn: learn.opt.param_groups[-1].update(lr=.5))])
+    assert rates == [.1, .1, .02] and learn.lr == slice(.02)
+
+
 @pytest.mark.parametrize("early", [True, False])
 @pytest.mark.parametrize("lr, rates", [(slice(.001, .1), [.001, .01, .1]), (slice(.1), [.01, .01, .1]), (.1, [.1, .1, .1]), (slice(.1, .001), [.1, .01, .001])])
 def test_rates_by_group(lr, rates, early):
@@ -735,9 +742,9 @@ def frozen_to(n): return lambda: learner().freeze_to(n)
     (lambda: bare(pairs(2), None).fit(1, lr=-.5), ValueError, "lr must be .*not -0.5"),
     (lambda: bare(pairs(2), None).fit(1, lr=slice(0, 1)), ValueError, "lr=slice"),
     (lambda: setattr(bare(pairs(2), None), "lr", math.inf), ValueError, "lr must be finite"),
-    (lambda: learner().fit(0), ValueError, "n_epochs must be at least 1, not 0"),
-    (lambda: learner().fit(-1), ValueError, "n_epochs must be at least 1, not -1"),
-    (lambda: learner().fit(1.5), TypeError, "float"),
+    (lambda: learner().fit(0), ValueError, "n_epochs must be a whole number, at least 1, not 0"),
+    (lambda: learner().fit(-1), ValueError, "n_epochs must be a whole number, at least 1, not -1"),
+    (lambda: learner().fit(1.5), ValueError, "n_epochs must be a whole number, at least 1, not 1.5"),
     (lambda: learner(metrics=[vector]).fit(1), ValueError, r"metric vector must be one number.*\[4\]"),
     (lambda: learner(metrics=[plain_float]).validate(), ValueError, "metric plain_float must be a tensor, not 0.5"),
     (lambda: learner(metrics=[accuracy, accuracy]), ValueError, "name of its own.*accuracy"),
@@ -793,8 +800,10 @@ def test_after_bad_input_the_learner_can_fit():
 
 
 def test_a_blow_up_is_not_silent():
-    learn = learner(opt_func=torch.optim.SGD, lr=1e30, valid=None)
+    train = TensorLoader(*map(torch.cat, zip(*pairs(4))), 4, shuffle=True)
+    learn = learner(train, opt_func=torch.optim.SGD, lr=1e30, valid=None)
     with pytest.warns(UserWarning, match="blown up"): learn.fit(3)
+    assert train.epoch == 3
 
 
 # The callbacks of the chapter
@@ -1109,6 +1118,19 @@ def test_inputs_of_several_tensors(wrap):
     assert_same(learn.model.body, model)
     x, y = map(torch.cat, zip(*pairs(4, seed=2)))
     with torch.no_grad(): assert learn.results["l1_loss"] == pytest.approx(F.l1_loss(model(2 * x), y).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, x)], ids=["tensor", "tuple"])
+def test_batches_are_moved_to_the_models_device(wrap):
+    "To the device that every machine has besides the CPU, on which nothing is computed."
+    places = []
+
+    def look(learn):
+        places.extend([*(x.device.type for x in (learn.xb if isinstance(learn.xb, tuple) else [learn.xb])), learn.yb.device.type])
+        raise CancelBatchException
+    batches = [(wrap(x), y) for x, y in pairs(3)]
+    learner(batches, batches, model=(net() if wrap(0) == 0 else TwoInputs()).to("meta"), cbs=[on(after_pred=look)]).fit(1)
+    assert places == ["meta"] * len(places) and len(places) == 6 * (2 if wrap(0) == 0 else 3)
 
 
 # What is printed, and what is read
