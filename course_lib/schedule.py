@@ -29,7 +29,7 @@ from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import HERE_CALLED, SCHEDULER_KEYS, check_hyper, small_net
 
-# %% ../nbs/08_learning_rate.ipynb #7955f731
+# %% ../nbs/08_learning_rate.ipynb #fddb8977
 class LRFind:
     """What a range test saw: `.lrs`, `.losses`, `.smooth_losses` (float64 arrays of equal length).
 
@@ -70,9 +70,10 @@ class LRFind:
         for (name, lr), (color, marker) in zip(suggestions.items(), _MARKS.values()):
             ax.plot([lr], [np.interp(lr, self.lrs, self.smooth_losses)], color=COLORS[color], marker=marker, ms=12, mec="white", ls="",
                     label=f"{name}: {lr:.2g}", zorder=5)
-        high = max(self.losses[0], self.smooth_losses.max()) if len(self.losses) else 1
-        ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(min(0, *self.losses, 0), 1.15 * high))
-        ax.legend(loc="upper left" if not suggestions else "best")
+        before_the_end = self.smooth_losses[:self.smooth_losses.argmin() + 1] if len(self.losses) else np.ones(1)
+        low, high = min(0, before_the_end.min()), before_the_end.max()  # how high it then flies does not matter
+        ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(1.2 * low, high + .6 * (high - low)))
+        ax.legend(loc="upper left", ncols=3)
         points = ", ".join(f"{name} {lr:.2g}" for name, lr in suggestions.items())
         show(fig, alt=f"Loss of {len(self.lrs)} batches against the growing learning rate. {points or said}",
              caption=f"A learning-rate search. {'Suggested: ' + points + '.' if points else said}")
@@ -215,7 +216,7 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
 
 Learner.lr_find = lr_find
 
-# %% ../nbs/08_learning_rate.ipynb #3d3b0f16
+# %% ../nbs/08_learning_rate.ipynb #29e30cbb
 @styled
 def finder_explorer(learn):
     """`learn.lr_find` drawing its curve while it runs, with sliders for its range, batches and smoothing.
@@ -232,7 +233,7 @@ def finder_explorer(learn):
     [head] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=9, mec="white", ls="")
     marks = {name: ax.plot([], [], color=COLORS[color], marker=marker, ms=13, mec="white", ls="", zorder=5,
                            label=name.replace("_", " "))[0] for name, (color, marker) in _MARKS.items()}
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", ncols=3)
     live = LiveFigure(fig, [earlier, raw, smoothed, head, *marks.values()],
                       alt="Training loss, raw and smoothed, against the learning rate, which grows from left to right while a network "
                           "trains; three marks at the end for the suggested rates.")
@@ -256,7 +257,7 @@ def finder_explorer(learn):
         smoothed.set_data(found.lrs, found.smooth_losses)
         head.set_data(found.lrs[-1:], found.smooth_losses[-1:])
         if not scale:
-            scale.append(1.6 * found.losses[0])
+            scale.append(1.7 * found.losses[0])
             ax.set_ylim(0, scale[0])
             live.invalidate()
         return {**settings, "n_points": len(found.lrs), "lr": float(found.lrs[-1]), "loss": float(found.losses[-1]),

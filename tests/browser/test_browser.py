@@ -94,6 +94,12 @@ def momentum(lab, page):
     return run_chapter(lab, page, "03_momentum.ipynb")
 
 
+@pytest.fixture(scope="module")
+def learning_rate(lab, page):
+    "Chapter 08; it comes after chapter 03."
+    return run_chapter(lab, page, "08_learning_rate.ipynb")
+
+
 def explorer(page, control, button="Reset"):
     "The explorer with that control and that button."
     figure = page.locator(".widget-vbox").filter(has=page.locator(f".control-{control}"))
@@ -226,7 +232,42 @@ def test_a_network_with_momentum_trains_while_the_sliders_are_alive(momentum):
     says(figure, "validation images are right")
 
 
-def test_nothing_left_the_machine(momentum):
-    hosts = {urlparse(url).hostname for url in momentum.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
+def test_chapter_08_runs_without_an_error(learning_rate): runs_without_an_error(learning_rate)
+
+
+def test_the_finders_picture_grows_while_it_searches(learning_rate):
+    "Fewer batches by key press: several pictures come in, each with a later batch, before the suggestions."
+    figure = explorer(learning_rate, "num_it", button="Stop")
+    says(figure, "valley")
+    learning_rate.evaluate("""figure => {
+        const picture = figure.querySelector('img.live-figure'), words = figure.querySelector('.explorer-words');
+        window.seen = [];
+        new MutationObserver(() => window.seen.push(words.innerText)).observe(picture, {attributes: true, attributeFilter: ['src']});
+    }""", figure.element_handle())
+    press(learning_rate, figure, "num_it", "ArrowRight", 10)
+    says(figure, "valley")
+    learning_rate.wait_for_timeout(500)
+    seen = learning_rate.evaluate("window.seen")
+    batches = [int(words.split()[1]) for words in seen if words.startswith("Batch ")]
+    assert len(set(batches)) >= 4 and batches[-1] > batches[0], seen
+    assert figure.locator(".explorer-error").inner_text() == ""
+    screenshot(learning_rate, "SCREENSHOT_FINDER")
+
+
+def test_a_one_cycle_is_shaped_and_trains_within_moments(learning_rate):
+    figure = explorer(learning_rate, "pct_start", button="Stop")
+    says(figure, "Peak 0.1 after 25% of 240 batches, cosine")
+    press(learning_rate, figure, "pct_start", "ArrowRight", 5)
+    says(figure, "Peak 0.1 after 50% of 240 batches, cosine")
+    says(figure, "validation images are right")
+    press(learning_rate, figure, "peak", "ArrowRight", 20)
+    says(figure, "Peak 1 after 50%")
+    says(figure, "validation images are right")
+    assert figure.locator(".explorer-error").inner_text() == ""
+    screenshot(learning_rate, "SCREENSHOT_ONE_CYCLE")
+
+
+def test_nothing_left_the_machine(learning_rate):
+    hosts = {urlparse(url).hostname for url in learning_rate.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {"127.0.0.1"}
-    assert momentum.errors == []
+    assert learning_rate.errors == []
