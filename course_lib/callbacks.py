@@ -8,7 +8,7 @@ __all__ = ['hyper_key', 'read_hyper', 'Recorder', 'in_notebook', 'cells', 'Progr
            'CSVLogger', 'GradientAccumulation', 'GradientClip', 'ablation_explorer', 'TerminateQuietly',
            'ActivationStats']
 
-# %% ../nbs/07_callbacks.ipynb #c52532c2
+# %% ../nbs/07_callbacks.ipynb #3d314718
 import csv
 import html
 import json
@@ -30,13 +30,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .data import DataLoaders, TensorLoader, write_whole
-from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN, accuracy, batch_size
+from .learner import (Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN, accuracy,
+                                batch_size)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
-from .sgd import small_net
+from .sgd import SCHEDULER_KEYS, small_net
 
-# %% ../nbs/07_callbacks.ipynb #8e4adc85
+# %% ../nbs/07_callbacks.ipynb #80a9aa9a
 def hyper_key(group, name):
     "Where an optimizer's group keeps what we call lr, beta or sqr_beta: `(key, index or None)`; None if nowhere."
     if name in group: return name, None
@@ -74,7 +75,8 @@ class Recorder(Callback):
         self._losses = []
 
     def after_epoch(self, learn):
-        if not learn.cancelled: self.epochs.append({"epoch": learn.epochs_done, "batches": len(self._hypers), **learn.results})
+        if not learn.cancelled:
+            self.epochs.append({"epoch": learn.epochs_done, "batches": len(self._hypers), **learn.results})
 
     @property
     def losses(self):
@@ -119,18 +121,21 @@ class Recorder(Callback):
         if not len(lrs): raise ValueError("Nothing is recorded yet: fit first.")
         with_beta = np.isfinite(betas).any()
         fig, axes = plt.subplots(1, 1 + with_beta, figsize=(10 if with_beta else 6, 3.4), squeeze=False)
-        for ax, values, name, color in zip(axes[0], (lrs, betas), ("learning rate", "beta (momentum)"), ("blue", "orange")):
+        for ax, values, name, color in zip(axes[0], (lrs, betas), ("learning rate", "beta (momentum)"),
+                                           ("blue", "orange")):
             ax.plot(values, color=COLORS[color], ls="-")
             ax.set(xlabel="training batch", ylabel=name)
-        show(fig, alt=f"The learning rate over {len(lrs)} batches: from {lrs[0]:.3g}, at most {lrs.max():.3g}, at the end "
+        show(fig, alt=f"The learning rate over {len(lrs)} batches: from {lrs[0]:.3g}, at most {lrs.max():.3g}, "
+                      "at the end "
                       f"{lrs[-1]:.3g}" + (f"; beta from {betas[0]:.3g} to {betas[-1]:.3g}." if with_beta else "."),
              caption="What the optimizer was given, batch by batch.")
 
-# %% ../nbs/07_callbacks.ipynb #e66cad60
+# %% ../nbs/07_callbacks.ipynb #b6f764db
 def in_notebook():
     "Does somebody watch through a notebook? (A test that runs one does not.)"
     shell = get_ipython()
-    return hasattr(shell, "kernel") and not any(name in os.environ for name in ("PYTEST_VERSION", "PYTEST_CURRENT_TEST"))
+    return hasattr(shell, "kernel") and not any(name in os.environ
+                                                for name in ("PYTEST_VERSION", "PYTEST_CURRENT_TEST"))
 
 
 def cells(row):
@@ -172,21 +177,23 @@ class Progress(Callback):
     def _draw(self, learn, ended=False):
         table = ""
         if self.rows:
-            head = "".join(f"<th style='text-align: right'>{html.escape(name.replace('_', ' '))}</th>" for name in self.rows[0])
-            body = "".join("<tr>" + "".join(f"<td style='text-align: right'>{html.escape(text)}</td>" for text in row.values())
-                           + "</tr>" for row in self.rows)
-            table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            line = lambda tag, texts: "<tr>" + "".join(f"<{tag} style='text-align: right'>{html.escape(text)}</{tag}>"
+                                                       for text in texts) + "</tr>"
+            head = line("th", [name.replace("_", " ") for name in self.rows[0]])
+            body = "".join(line("td", row.values()) for row in self.rows)
+            table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         if not ended:
             loss = "" if learn.smooth_loss is None else f" · training loss {float(learn.smooth_loss):.4g}"
             table += (f"<div><progress value='{learn.pct_train:.4f}' max='1' style='width: 20em'></progress> "
                       f"{html.escape(learn.where())}{loss} · {time.perf_counter() - self.began:.0f} s</div>")
-        plain = "\n".join(" · ".join(f"{name} {text}" for name, text in row.items()) for row in self.rows) or "no epoch yet"
+        plain = "\n".join(" · ".join(f"{name} {text}" for name, text in row.items())
+                          for row in self.rows) or "no epoch yet"
         bundle = {"text/html": table or "no whole epoch", "text/plain": plain}
         if self.handle: self.handle.update(bundle, raw=True)
         else: self.handle = display(bundle, raw=True, display_id=True)
         self.shown = time.perf_counter()
 
-# %% ../nbs/07_callbacks.ipynb #98535870
+# %% ../nbs/07_callbacks.ipynb #a2a3e058
 class Watcher(Callback):
     """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
 
@@ -197,7 +204,8 @@ class Watcher(Callback):
 
     def __init__(self, monitor="valid_loss", mode=None, min_delta=0.):
         if mode is None:
-            mode = next((mode for part, mode in (("loss", "min"), ("error", "min"), ("acc", "max")) if part in monitor), None)
+            known = {"loss": "min", "error": "min", "acc": "max"}
+            mode = next((mode for part, mode in known.items() if part in monitor), None)
         if mode not in ("min", "max"):
             raise ValueError(f"Is a smaller or a larger {monitor} better? Say mode='min' or mode='max'; got {mode!r}.")
         if not min_delta >= 0: raise ValueError(f"min_delta must be at least 0, not {min_delta}.")
@@ -206,7 +214,8 @@ class Watcher(Callback):
     def improved(self, learn):
         "Is this epoch's value better than the best so far? Then it is the best now."
         if self.monitor not in learn.results:
-            raise ValueError(f"{self!r} watches {self.monitor!r}, but an epoch's results are: {', '.join(learn.results)}.")
+            raise ValueError(f"{self!r} watches {self.monitor!r}, but an epoch's results are: "
+                             f"{', '.join(learn.results)}.")
         value = learn.results[self.monitor]
         gain = math.inf if self.best is None else (self.best - value) * (1 if self.mode == "min" else -1)
         if math.isnan(value) or not gain > self.min_delta: return False
@@ -227,11 +236,12 @@ class EarlyStopping(Watcher):
         if learn.cancelled: return
         self.waited = 0 if self.improved(learn) else self.waited + 1
         if self.waited < self.patience: return
-        print(f"EarlyStopping: {self.monitor} was best {self.waited} epochs ago ({self.best or math.nan:.4g}); stopped after epoch "
+        print(f"EarlyStopping: {self.monitor} was best {self.waited} epochs ago ({self.best or math.nan:.4g}); "
+              "stopped after epoch "
               f"{learn.epochs_done}.")
         raise CancelFitException
 
-# %% ../nbs/07_callbacks.ipynb #63bb5059
+# %% ../nbs/07_callbacks.ipynb #508bf1fa
 def random_state(device=None):
     "The state of all random numbers: Python's, NumPy's, torch's, and those of a cuda or mps device."
     state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
@@ -244,7 +254,8 @@ def set_random_state(state, device=None):
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
-    if device is not None and device.type == "cuda" and "cuda" in state: torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    if device is not None and device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     if device is not None and device.type == "mps" and "mps" in state: torch.mps.set_rng_state(state["mps"].cpu())
 
 
@@ -291,7 +302,7 @@ def unpack(value, tensors):
     [(kind, parts)] = value.items()
     return {"tuple": tuple, "list": list}[kind](unpack(part, tensors) for part in parts)
 
-# %% ../nbs/07_callbacks.ipynb #31bf2647
+# %% ../nbs/07_callbacks.ipynb #79f2c1bc
 def save(learn, path):
     """Write model, optimizer, rate, epochs done, the data's next order and the random state to one safetensors file.
 
@@ -339,7 +350,7 @@ def load(learn, path):
         if notes["lr"] is not None: learn.lr = notes["lr"]
         if state and learn.opt is None: learn.make_opt()
         if state:
-            groups = lambda groups: {f"group {i}": [sorted(group.keys() - {"initial_lr", "max_lr", "min_lr"}), len(group["params"])]
+            groups = lambda groups: {f"group {i}": [sorted(group.keys() - set(SCHEDULER_KEYS)), len(group["params"])]
                                      for i, group in enumerate(groups)}
             _differences("optimizer", groups(state["param_groups"]), groups(learn.opt.state_dict()["param_groups"]))
             learn.opt.load_state_dict(state)
@@ -355,7 +366,7 @@ def load(learn, path):
 
 Learner.save, Learner.load = save, load
 
-# %% ../nbs/07_callbacks.ipynb #8b59134c
+# %% ../nbs/07_callbacks.ipynb #1cf0a9ec
 class SaveBest(Watcher):
     "Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to it."
     def __init__(self, path, monitor="valid_loss", mode=None, min_delta=0.):
@@ -378,7 +389,8 @@ class CSVLogger(Callback):
 
     def before_fit(self, learn):
         if self.path.exists() and not self.append:
-            raise FileExistsError(f"{self.path} is there already. Name another file, or say CSVLogger(path, append=True).")
+            raise FileExistsError(f"{self.path} is there already. Name another file, or say CSVLogger(path, "
+                                  "append=True).")
         self.append = True  # the next fit goes on with this one's file
 
     def before_epoch(self, learn): self.began = time.perf_counter()
@@ -389,14 +401,15 @@ class CSVLogger(Callback):
         new = not self.path.exists() or not self.path.stat().st_size
         if not new:
             with self.path.open(newline="") as file: head = next(csv.reader(file), [])
-            if head != list(row): raise ValueError(f"{self.path} has the columns {head}, and this fit gives {list(row)}.")
+            if head != list(row): raise ValueError(f"{self.path} has the columns {head}, and this fit gives "
+                                                   f"{list(row)}.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             if new: writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/07_callbacks.ipynb #1541ab50
+# %% ../nbs/07_callbacks.ipynb #51e0474b
 def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -435,27 +448,32 @@ class GradientClip(Callback):
     def __init__(self, max_norm=None, max_value=None):
         limit = max_norm if max_value is None else max_value
         if (max_norm is None) == (max_value is None) or not limit > 0:
-            raise ValueError(f"GradientClip needs either max_norm or max_value, above 0; got {max_norm} and {max_value}.")
+            raise ValueError(f"GradientClip needs either max_norm or max_value, above 0; got {max_norm} and "
+                             f"{max_value}.")
         self.max_norm, self.max_value, self.norm = max_norm, max_value, None
 
     def before_step(self, learn):
         if self.max_norm is None: nn.utils.clip_grad_value_(_parameters(learn), self.max_value)
         else: self.norm = nn.utils.clip_grad_norm_(_parameters(learn), self.max_norm)
 
-# %% ../nbs/07_callbacks.ipynb #e2690ac9
+# %% ../nbs/07_callbacks.ipynb #6fcc5654
 @styled
 def ablation_explorer(dls, n_train=8_000):
     """A small net trained with SGD and momentum and a list of callbacks that you tick together.
 
-    `.state`: lr, clip, accumulate, batch (of n_batches), loss (mean of the last 20), accuracy (NaN until it is through),
-    `cbs`: how many callbacks are in the list.
+    `.state`: lr, clip, accumulate, batch (of n_batches), loss (mean of the last 20), accuracy (NaN until it is
+    through), `cbs`: how many callbacks are in the list.
     """
     fig = Figure(figsize=(11, 3.7))
     loss_ax, bar_ax = fig.subplots(1, 2, width_ratios=[1.6, 1])
     train = TensorLoader(dls.train.x[:n_train], dls.train.y[:n_train], 64, shuffle=True)
     n_epochs = math.ceil(120 / len(train))
     n_batches = n_epochs * len(train)
-    loss_ax.set(xlabel="training batch", ylabel="training loss (nats)", xlim=(0, n_batches), ylim=(0, 4), title="The loss while it trains")
+    loss_ax.set(xlabel="training batch",
+                ylabel="training loss (nats)",
+                xlim=(0, n_batches),
+                ylim=(0, 4),
+                title="The loss while it trains")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
     ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(4)]
     [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2)
@@ -496,12 +514,15 @@ def ablation_explorer(dls, n_train=8_000):
 
     def draw(losses, settings):
         curve.set_data(range(len(losses)), np.nan_to_num(losses, nan=1e3, posinf=1e3).clip(max=1e3))
-        return {**settings, "batch": len(losses), "loss": float(losses[-20:].mean()) if len(losses) else math.nan, "accuracy": math.nan}
+        loss = float(losses[-20:].mean()) if len(losses) else math.nan
+        return {**settings, "batch": len(losses), "loss": loss, "accuracy": math.nan}
 
     def words(s):
-        end = "" if math.isnan(s["accuracy"]) else f"; {s['accuracy']:.0%} of {len(valid.y):,} validation images are right"
-        if not math.isnan(s["accuracy"]) and s["batch"] < n_batches: end = "; there it became NaN and was stopped" + end
-        return f"lr {s['lr']:.3g}, {s['cbs']} callbacks in the list: loss {s['loss']:.2f} after {s['batch']} batches{end}."
+        through, end = not math.isnan(s["accuracy"]), ""
+        if through and s["batch"] < n_batches: end += "; there it became NaN and was stopped"
+        if through: end += f"; {s['accuracy']:.0%} of {len(valid.y):,} validation images are right"
+        return (f"lr {s['lr']:.3g}, {s['cbs']} callbacks in the list: loss {s['loss']:.2f} "
+                f"after {s['batch']} batches{end}.")
 
     return explore(run, live, words=words,
                    caption="Live figure. Each tick trains a network anew, with the callbacks that are ticked. "
@@ -516,11 +537,11 @@ class TerminateQuietly(TerminateOnNaN):
     def after_loss(self, learn):
         if not math.isfinite(learn.loss.item()): raise CancelFitException
 
-# %% ../nbs/07_callbacks.ipynb #8ae72374
+# %% ../nbs/07_callbacks.ipynb #86b6349a
 class ActivationStats(Callback):
     """Mean, standard deviation, share near zero and histogram of layers' outputs in training.
 
-    layers: module -> whether it is watched, by default the activation functions, or without any the layers with weights;
+    layers: module -> whether it is watched, by default the activation functions, without any the layers with weights;
     near_zero: what counts as such; span, n_bins: of the histograms; every: only each so many batches.
     `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays `[batches]`, "hist" `[batches, n_bins]`.
     """
@@ -544,7 +565,8 @@ class ActivationStats(Callback):
 
     def _hook(self, name):
         def keep(module, inputs, output):
-            if not self.learn.training or self.learn.train_iter % self.every or not isinstance(output, torch.Tensor): return
+            if not self.learn.training or self.learn.train_iter % self.every: return
+            if not isinstance(output, torch.Tensor): return
             x = output.detach().float()
             moments = torch.stack([x.mean(), x.std(correction=0), (x.abs() < self.near_zero).float().mean()])
             self.kept[name].append((moments, torch.histc(x, self.n_bins, *self.span)))
@@ -570,13 +592,16 @@ class ActivationStats(Callback):
         if not stats: raise ValueError("Nothing is recorded yet: fit first.")
         fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
         marks = ["o", "s", "^", "D", "v", "P"]
-        for ax, key, title in zip(axes, ("mean", "std", "near_zero"), ("mean", "standard deviation", "share near zero")):
+        for ax, key, title in zip(axes, ("mean", "std", "near_zero"),
+                                  ("mean", "standard deviation", "share near zero")):
             for i, (name, values) in enumerate(stats.items()):
                 ax.plot(values[key], label=name, marker=marks[i % 6], markevery=max(len(values[key]) // 5, 1), ms=5)
             ax.set(xlabel="training batch", title=title)
         axes[0].set_ylabel("of a layer's output")
         axes[1].legend(fontsize=9)
-        ends = "; ".join(f"{name}: mean {v['mean'][-1]:.2g}, deviation {v['std'][-1]:.2g}, {v['near_zero'][-1]:.0%} near zero"
+        ends = "; ".join(f"{name}: mean {v['mean'][-1]:.2g}, deviation {v['std'][-1]:.2g}, "
+                         f"{v['near_zero'][-1]:.0%} near zero"
                          for name, v in stats.items())
-        show(fig, alt=f"Three panels by training batch: mean, standard deviation and share near zero of layers' outputs. At the end {ends}.",
+        show(fig, alt="Three panels by training batch: mean, standard deviation and share near zero of "
+                      f"layers' outputs. At the end {ends}.",
              caption="What each layer puts out while the network trains.")

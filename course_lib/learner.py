@@ -72,9 +72,9 @@ def _check_method(cls, name, method):
     if near: raise ValueError(f"{cls.__name__}.{name}: there is no event of that name, so it would never be called. "
                               f"Did you mean {near[0]}? The events: {', '.join(EVENTS)}.")
 
-# %% ../nbs/06_learner.ipynb #103ed50b
+# %% ../nbs/06_learner.ipynb #7d3a35a9
 def in_order(cbs):
-    """Callbacks in the order in which they run: that of the list, changed only where run_before and run_after ask for it.
+    """Callbacks in the order in which they run: that of the list, changed only where run_before and run_after say so.
 
     Raises `ValueError` for a circle, and for what is no callback.
     """
@@ -131,7 +131,7 @@ class CancelFitException(CancelException):
     "Ends the fit."
     skips, gravity = "fit", 5
 
-# %% ../nbs/06_learner.ipynb #75c463bf
+# %% ../nbs/06_learner.ipynb #99751c61
 class Stage:
     "A part of the loop that has a before and an after; `caught`: the exceptions that cancel it."
     def __init__(self, name, *caught):
@@ -156,7 +156,8 @@ class Loop:
             body()
             self.cancelled = None  # a stage inside may have been
         except stage.caught as cancel:
-            self.cancelled = cancel if cancel.skips == stage.name or self.loss is None else None  # a step: still a batch
+            still_a_batch = cancel.skips != stage.name and self.loss is not None  # only its step was cancelled
+            self.cancelled = None if still_a_batch else cancel
             problem = self._finish("after_cancel_" + cancel.skips)
         except BaseException as error: problem = self.cancelled = error
         problem = self._finish(stage.after, problem)
@@ -357,7 +358,7 @@ def at_least_one(name, value):
     if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
     return whole
 
-# %% ../nbs/06_learner.ipynb #75057cd6
+# %% ../nbs/06_learner.ipynb #3251c079
 class Learner(Loop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
@@ -582,8 +583,8 @@ class Learner(Loop):
         n_bad = sum(_samples_with_nan(xb) for xb, _ in self.dl)
         if epoch is not None: self.dl.epoch = epoch
         if n_bad: raise ValueError(f"{n_bad:,} training inputs hold NaN or inf. Clean the data, or leave them out.")
-        warnings.warn(f"At the end of epoch {self.epoch + 1} the training loss is {loss:.3g}: the run has blown up. A smaller "
-                      "learning rate helps; TerminateOnNaN() stops at the first such batch.", stacklevel=2)
+        warnings.warn(f"At the end of epoch {self.epoch + 1} the training loss is {loss:.3g}: the run has blown up. "
+                      "A smaller learning rate helps; TerminateOnNaN() stops at the first such batch.", stacklevel=2)
 
     def __repr__(self):
         n, opt = sum(p.numel() for p in self.model.parameters()), getattr(self.opt_func, "__name__", self.opt_func)
@@ -654,7 +655,7 @@ def _noter(event): return lambda self, learn: self.note(learn, event)
 
 for event in EVENTS: setattr(Tracer, event, _noter(event))
 
-# %% ../nbs/06_learner.ipynb #7136028e
+# %% ../nbs/06_learner.ipynb #cf0ea019
 CANCELS = {cancel.__name__: cancel for cancel in (CancelStepException, CancelBatchException, CancelTrainException,
                                                   CancelValidateException, CancelEpochException, CancelFitException)}
 
@@ -714,7 +715,8 @@ def cancel_explorer():
             label="skipped")
     [ran] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=10, ls="", label="ran")
     [cancels] = ax.plot([], [], color=COLORS["green"], marker="D", ms=10, ls="", label="after_cancel_…")
-    [bang] = ax.plot([], [], color=COLORS["orange"], marker="X", ms=16, mec="white", ls="", zorder=5, label="raised here")
+    [bang] = ax.plot([], [], color=COLORS["orange"], marker="X", ms=16, mec="white", ls="", zorder=5,
+                     label="raised here")
     fig.legend(loc="outside lower center", ncols=4)
     live = LiveFigure(fig, [ran, cancels, bang],
                       alt="A grid: events from top to bottom in the order of the loop, and columns for what happens "
@@ -735,7 +737,8 @@ def cancel_explorer():
     def words(s):
         if s["raised"] == "nothing": return f"Nothing is raised: {s['n_events']} events, {s['n_steps']} steps."
         end = "" if s["caught"] else " Nothing that it names is under way there, so fit raises it as an error."
-        return f"{s['raised']} in {s['event']}: {s['n_skipped']} events are skipped, {s['n_steps']} steps are made.{end}"
+        return (f"{s['raised']} in {s['event']}: {s['n_skipped']} events are skipped, "
+                f"{s['n_steps']} steps are made.{end}")
 
     wide = widgets.Layout(width="330px")
     return explore(trace, live, words=words,
@@ -756,9 +759,9 @@ class TerminateOnNaN(Callback):
         print(f"TerminateOnNaN: the loss is {learn.loss.item()} in {self.stopped_at}; {why}.")
         raise CancelFitException
 
-# %% ../nbs/06_learner.ipynb #056ce864
+# %% ../nbs/06_learner.ipynb #5b5f03d8
 class ModelResetter(Callback):
-    "Calls `reset()` on each module of the model that has it, before each pass and at the end: for models with a memory."
+    "Calls `reset()` on each module that has it, before each pass and at the end: for models with a memory."
     def before_fit(self, learn):
         if not any(hasattr(module, "reset") for module in learn.model.modules()):
             raise ValueError("ModelResetter: no module of this model has a method reset().")
@@ -769,7 +772,7 @@ class ModelResetter(Callback):
 
     before_validate = after_fit = before_train
 
-# %% ../nbs/06_learner.ipynb #20913aea
+# %% ../nbs/06_learner.ipynb #f176a4ef
 class RNNRegularizer(Callback):
     """Adds alpha · mean(h²) + beta · mean((h_t − h_{t−1})²) to the training loss, h: the outputs of every `nn.RNN`,
     `nn.GRU` and `nn.LSTM` (Merity, McCann and Socher, 2017).
@@ -785,7 +788,8 @@ class RNNRegularizer(Callback):
         self.hooks = [layer.register_forward_hook(self.keep) for layer in layers]
 
     def keep(self, layer, inputs, outputs):
-        if layer.training: self.states.append(outputs[0] if layer.batch_first else outputs[0].transpose(0, 1))  # [B, T, h]
+        if not layer.training: return
+        self.states.append(outputs[0] if layer.batch_first else outputs[0].transpose(0, 1))  # [B, T, hidden]
 
     def before_batch(self, learn):
         if learn.training: self.states = []

@@ -298,13 +298,13 @@ def explore(f, figure=None, *, words=_in_words, caption="", **controls):
     """
     return Explorer(f, controls, figure, words, caption)
 
-# %% ../nbs/A2_live.ipynb #10ba3351
+# %% ../nbs/A2_live.ipynb #6f8ce367
 class Stopped(BaseException):
     "Raised by `report` in the work of `in_turns` when nobody waits for it any more."
 
 
 def in_turns(work):
-    "A generator of what `work(report)` reports, whatever calls report and from how deep; it raises what the work raises."
+    "A generator of what `work(report)` reports, from however deep it calls report; raises what the work raises."
     go_on, reports, unwanted = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
 
     def report(state):

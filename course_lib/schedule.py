@@ -7,7 +7,7 @@ __all__ = ['LRFind', 'Snapshot', 'LRFinder', 'lr_find', 'finder_explorer', 'lin'
            'one_cycle', 'warm_restarts', 'write_hyper', 'Scheduler', 'ParamScheduler', 'LRScheduler', 'made_for',
            'fit_one_cycle', 'one_cycle_explorer']
 
-# %% ../nbs/08_learning_rate.ipynb #5f4046c8
+# %% ../nbs/08_learning_rate.ipynb #fed53d68
 import copy
 import math
 import warnings
@@ -20,16 +20,17 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import lr_scheduler
 
-from .callbacks import Recorder, hyper_key, loader_state, random_state, read_hyper, set_loader_state, set_random_state
+from .callbacks import (Recorder, hyper_key, loader_state, random_state, read_hyper, set_loader_state,
+                                  set_random_state)
 from .data import DataLoaders, TensorLoader
-from .learner import (Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN, accuracy,
-                                at_least_one, spread_lr)
+from .learner import (Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN,
+                                accuracy, at_least_one, spread_lr)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import HERE_CALLED, SCHEDULER_KEYS, check_hyper, small_net
 
-# %% ../nbs/08_learning_rate.ipynb #fddb8977
+# %% ../nbs/08_learning_rate.ipynb #8cc1fa1c
 class LRFind:
     """What a range test saw: `.lrs`, `.losses`, `.smooth_losses` (float64 arrays of equal length).
 
@@ -49,12 +50,14 @@ class LRFind:
     @property
     def suggestions(self):
         if len(self.lrs) < self.min_points:
-            raise ValueError(f"The search has only {len(self.lrs)} points, too few to read a rate off (at least {self.min_points}): "
+            raise ValueError(f"The search has only {len(self.lrs)} points, too few to read a rate off (at "
+                             f"least {self.min_points}): "
                              "begin with a smaller start_lr, or ask for more batches (num_it).")
         young = len(self.lrs) // 10  # the first tenth: an average over few batches is still noisy
         lrs, losses = self.lrs[young:], self.smooth_losses[young:]
         lowest, slopes = int(losses.argmin()), np.gradient(losses, np.log(lrs))
-        if lowest == 0: raise ValueError("The loss never fell in this search, so it suggests nothing: begin with a smaller "
+        if lowest == 0: raise ValueError("The loss never fell in this search, so it suggests nothing: begin "
+                                         "with a smaller "
                                          "start_lr, and look at the plot.")
         return {"minimum_over_10": float(lrs[lowest] / 10), "steepest": float(lrs[slopes[:lowest + 1].argmin()]),
                 "valley": float(lrs[_valley(losses)])}
@@ -68,8 +71,14 @@ class LRFind:
         try: suggestions, said = self.suggestions, ""
         except ValueError as error: suggestions, said = {}, str(error)
         for (name, lr), (color, marker) in zip(suggestions.items(), _MARKS.values()):
-            ax.plot([lr], [np.interp(lr, self.lrs, self.smooth_losses)], color=COLORS[color], marker=marker, ms=12, mec="white", ls="",
-                    label=f"{name}: {lr:.2g}", zorder=5)
+            ax.plot([lr], [np.interp(lr, self.lrs, self.smooth_losses)],
+                    color=COLORS[color],
+                    marker=marker,
+                    ms=12,
+                    mec="white",
+                    ls="",
+                    label=f"{name}: {lr:.2g}",
+                    zorder=5)
         before_the_end = self.smooth_losses[:self.smooth_losses.argmin() + 1] if len(self.losses) else np.ones(1)
         low, high = min(0, before_the_end.min()), before_the_end.max()  # how high it then flies does not matter
         ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(1.2 * low, high + .6 * (high - low)))
@@ -96,7 +105,7 @@ def _valley(losses):
     first = end - length[end] + 1
     return first + (end - first) // 2
 
-# %% ../nbs/08_learning_rate.ipynb #60ae7ba9
+# %% ../nbs/08_learning_rate.ipynb #1cb3bb45
 class Snapshot:
     "What a search can change of a learner, written down; `restore()` is the way back, bit for bit."
     def __init__(self, learn):
@@ -108,7 +117,8 @@ class Snapshot:
             self.tensors.append((p, p.detach().clone()))
             self.grads.append((p, p.requires_grad, p.grad))
             if p.grad is not None: self.tensors.append((p.grad, p.grad.detach().clone()))
-        self.opt = learn.opt and (vars(learn.opt).copy(), [self._written_down(group) for group in learn.opt.param_groups],
+        self.opt = learn.opt and (vars(learn.opt).copy(),
+                                  [self._written_down(group) for group in learn.opt.param_groups],
                                   {p: self._written_down(state) for p, state in learn.opt.state.items()})
         self.remembered = [(cb, vars(cb).copy()) for cb in learn.cbs]
         for cb in learn.cbs: vars(cb).update(self._copied(vars(cb)))  # the search changes the copies
@@ -126,7 +136,8 @@ class Snapshot:
         learn = self.learn
         kept = [learn, learn.model, learn.dls, learn.opt, *learn.model.modules(), *learn.model.parameters(), *learn.cbs]
         try: return copy.deepcopy(values, {id(part): part for part in kept})
-        except Exception: return {key: copy.copy(v) if isinstance(v, (list, dict, set)) else v for key, v in values.items()}
+        except Exception:
+            return {key: copy.copy(v) if isinstance(v, (list, dict, set)) else v for key, v in values.items()}
 
     @staticmethod
     def _put_back(owner, written):
@@ -216,7 +227,7 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
 
 Learner.lr_find = lr_find
 
-# %% ../nbs/08_learning_rate.ipynb #29e30cbb
+# %% ../nbs/08_learning_rate.ipynb #4ba6ae58
 @styled
 def finder_explorer(learn):
     """`learn.lr_find` drawing its curve while it runs, with sliders for its range, batches and smoothing.
@@ -235,7 +246,8 @@ def finder_explorer(learn):
                            label=name.replace("_", " "))[0] for name, (color, marker) in _MARKS.items()}
     ax.legend(loc="upper left", ncols=3)
     live = LiveFigure(fig, [earlier, raw, smoothed, head, *marks.values()],
-                      alt="Training loss, raw and smoothed, against the learning rate, which grows from left to right while a network "
+                      alt="Training loss, raw and smoothed, against the learning rate, which grows from left "
+                          "to right while a network "
                           "trains; three marks at the end for the suggested rates.")
     scale = []
 
@@ -266,15 +278,25 @@ def finder_explorer(learn):
     def words(s):
         if not s["done"]: return f"Batch {s['n_points']} of {s['num_it']}: lr {s['lr']:.2g}, loss {s['loss']:.2f}."
         if math.isnan(s["valley"]): return f"After {s['n_points']} batches there is nothing to suggest."
-        return f"After {s['n_points']} batches: " + ", ".join(f"{name.replace('_', ' ')} {s[name]:.2g}" for name in _MARKS) + "."
+        return f"After {s['n_points']} batches: " + ", ".join(f"{name.replace('_', ' ')} {s[name]:.2g}"
+                                                              for name in _MARKS) + "."
 
-    return explore(search, live, words=words,
-                   caption="Live figure. Each move searches anew, with a real network. With less smoothing, where do the marks go?",
-                   end_lr=widgets.FloatLogSlider(10, base=10, min=-1, max=1, step=.1, description="end lr", readout_format=".2g"),
+    return explore(search,
+                   live,
+                   words=words,
+                   caption="Live figure. Each move searches anew, with a real network. With less smoothing, "
+                   "where do the marks go?",
+                   end_lr=widgets.FloatLogSlider(10,
+                                                 base=10,
+                                                 min=-1,
+                                                 max=1,
+                                                 step=.1,
+                                                 description="end lr",
+                                                 readout_format=".2g"),
                    num_it=widgets.IntSlider(100, min=10, max=300, step=10, description="batches"),
                    smooth=widgets.FloatSlider(.98, min=0, max=.99, step=.01))
 
-# %% ../nbs/08_learning_rate.ipynb #bc34b99b
+# %% ../nbs/08_learning_rate.ipynb #2823f4a8
 def lin(start, end):
     "A straight line."
     return lambda progress: start + (end - start) * progress
@@ -312,10 +334,12 @@ def combine(shares, schedules):
         raise ValueError(f"{len(shares)} shares for {len(schedules)} schedules: expected one each, and at least one.")
     if not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"The shares must be at least 0 and add up to 1; {shares} add up to {sum(shares):g}.")
-    parts = [(sum(shares[:i]), share, schedule) for i, (share, schedule) in enumerate(zip(shares, schedules)) if share > 0]
+    starts = [sum(shares[:i]) for i in range(len(shares))]
+    parts = [part for part in zip(starts, shares, schedules) if part[1] > 0]
 
     def at(progress):
-        start, share, schedule = next(part for part in reversed(parts) if progress >= part[0] - 1e-9 or part is parts[0])
+        begun = [part for part in parts if progress >= part[0] - 1e-9]  # 3 / 7 may be a hair less than 1 / 7 + 2 / 7
+        start, share, schedule = (begun or parts[:1])[-1]
         return schedule(min(max((progress - start) / share, 0.), 1.))
     return at
 
@@ -323,7 +347,8 @@ def combine(shares, schedules):
 def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     "From peak / div up to the peak, then down to peak / div_final, both by cosines (Smith and Topin, 2018)."
     if not 0 <= pct_start <= 1: raise ValueError(f"pct_start is a share of the whole, from 0 to 1, not {pct_start}.")
-    if not div > 0 or not div_final > 0: raise ValueError(f"div and div_final must be above 0, got {div} and {div_final}.")
+    if not div > 0 or not div_final > 0: raise ValueError(f"div and div_final must be above 0, got {div} and "
+                                                          f"{div_final}.")
     return combine([pct_start, 1 - pct_start], [cos(peak / div, peak), cos(peak, peak / div_final)])
 
 
@@ -332,7 +357,7 @@ def warm_restarts(high, low, n_cycles, mult=1):
     lengths = [mult ** i for i in range(n_cycles)]
     return combine([length / sum(lengths) for length in lengths], [cos(high, low)] * n_cycles)
 
-# %% ../nbs/08_learning_rate.ipynb #40c09bfc
+# %% ../nbs/08_learning_rate.ipynb #f793d031
 def write_hyper(group, name, value):
     "Set a hyperparameter of an optimizer's group, ours or torch's."
     key, i = hyper_key(group, name)
@@ -347,19 +372,23 @@ class Scheduler(Callback):
     def before_fit(self, learn):
         for other in learn.fit_cbs:
             both = set(self.names) & set(other.names) if isinstance(other, Scheduler) and other is not self else ()
-            if both: raise ValueError(f"{self!r} and {other!r} would both set {', '.join(sorted(both))}: keep one of them.")
+            if both: raise ValueError(f"{self!r} and {other!r} would both set {', '.join(sorted(both))}: keep "
+                                      "one of them.")
 
 
 class ParamScheduler(Scheduler):
-    """Sets hyperparameters before each training batch; schedules: name -> function of progress, or a list of them, one for each
-    parameter group. Progress is 0 at the first batch of a fit and 1 at its last.
+    """Sets hyperparameters before each training batch.
+
+    schedules: name -> function of progress, or a list of them, one for each parameter group. Progress is 0 at the
+    first batch of a fit and 1 at its last.
 
     After the fit everything but the rate is as before (the rate begins anew with each fit anyway).
     """
     def __init__(self, schedules):
         self.schedules, self.names = dict(schedules), tuple(schedules)
         for name, schedule in self.schedules.items():
-            if not all(map(callable, schedule if isinstance(schedule, (list, tuple)) else [schedule])) or schedule == []:
+            each = schedule if isinstance(schedule, (list, tuple)) else [schedule]
+            if not each or not all(map(callable, each)):
                 raise ValueError(f"{name}: a schedule is a function of progress, or a list of them; got {schedule!r}.")
 
     def before_fit(self, learn):
@@ -370,9 +399,11 @@ class ParamScheduler(Scheduler):
                 if hyper_key(group, name) is None:
                     near = HERE_CALLED.get(name)
                     raise ValueError(f"The optimizer has no hyperparameter {name!r} to schedule"
-                                     f"{f' (did you mean {near!r}?)' if near else ''}; it has {', '.join(sorted(group.keys() - {'params'}))}.")
+                                     f"{f' (did you mean {near!r}?)' if near else ''}; it has "
+                                     f"{', '.join(sorted(group.keys() - {'params'}))}.")
             each = schedule if isinstance(schedule, (list, tuple)) else [schedule] * len(groups)
-            if len(each) != len(groups): raise ValueError(f"{name}: {len(each)} schedules for {len(groups)} parameter groups.")
+            if len(each) != len(groups): raise ValueError(f"{name}: {len(each)} schedules for {len(groups)} "
+                                                          "parameter groups.")
             self.plan += [(group, name, f) for group, f in zip(groups, each)]
             for f in each:
                 for progress in (0., 1.): check_hyper(name, f(progress))
@@ -392,13 +423,14 @@ class ParamScheduler(Scheduler):
 class LRScheduler(Scheduler):
     """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called at the start of each fit.
 
-    call_on: "after_batch" or "after_epoch", when it is stepped; monitor: what `ReduceLROnPlateau` is told after an epoch.
+    call_on: "after_batch" or "after_epoch", when it is stepped; monitor: the result that `ReduceLROnPlateau` is told.
     Warns where the other place fits the scheduler better, and says what will happen.
     """
     def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
         if call_on not in ("after_batch", "after_epoch"):
             raise ValueError(f"call_on is 'after_batch' or 'after_epoch', not {call_on!r}.")
-        if not callable(make_scheduler): raise ValueError("make_scheduler is a function optimizer -> scheduler, for example "
+        if not callable(make_scheduler): raise ValueError("make_scheduler is a function optimizer -> "
+                                                          "scheduler, for example "
                                                           f"partial(StepLR, step_size=2); got {make_scheduler!r}.")
         self.make_scheduler, self.call_on, self.monitor, self.scheduler = make_scheduler, call_on, monitor, None
 
@@ -408,7 +440,8 @@ class LRScheduler(Scheduler):
             for key in SCHEDULER_KEYS: group.pop(key, None)  # what the scheduler of an earlier fit noted
         self.scheduler = self.make_scheduler(learn.opt)
         self.on_plateau = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
-        if not hasattr(self.scheduler, "step"): raise ValueError(f"make_scheduler gave {self.scheduler!r}, which has no step().")
+        if not hasattr(self.scheduler, "step"): raise ValueError(f"make_scheduler gave {self.scheduler!r}, "
+                                                                 "which has no step().")
         per_batch, per_epoch = learn.n_epoch * learn.n_iter, learn.n_epoch
         calls, other = (per_batch, per_epoch) if self.call_on == "after_batch" else (per_epoch, per_batch)
         if said := self._misplaced(learn, calls, other): warnings.warn(said, stacklevel=2)
@@ -423,7 +456,8 @@ class LRScheduler(Scheduler):
         if not self.on_plateau: self.scheduler.step()
         elif self.monitor in learn.results: self.scheduler.step(learn.results[self.monitor])
         elif self.call_on == "after_epoch":
-            raise ValueError(f"ReduceLROnPlateau watches {self.monitor!r}, but an epoch's results are: {', '.join(learn.results)}.")
+            raise ValueError(f"ReduceLROnPlateau watches {self.monitor!r}, but an epoch's results are: "
+                             f"{', '.join(learn.results)}.")
 
     def _misplaced(self, learn, calls, other):
         "What will happen if the scheduler is stepped at the wrong place, or None."
@@ -431,20 +465,26 @@ class LRScheduler(Scheduler):
         elsewhere = "after_epoch" if self.call_on == "after_batch" else "after_batch"
         advice = f" With call_on={elsewhere!r} it would be stepped {other:,} times."
         if self.on_plateau: return self.call_on == "after_batch" and (
-            f"{name} is stepped after each of {calls:,} batches, but gets a new {self.monitor} only after each epoch: it counts every batch "
+            f"{name} is stepped after each of {calls:,} batches, but gets a new {self.monitor} only after each "
+            "epoch: it counts every batch "
             f"without news as a bad one, and cuts the rate again and again.{advice}")
         if length is None or calls == other: return None
         nearer_to_other = abs(math.log(length / other)) < abs(math.log(length / calls))
         if isinstance(self.scheduler, lr_scheduler.OneCycleLR) and length < calls:
-            return (f"{name} is made for {length:,} steps and will be asked for {calls:,} (call_on={self.call_on!r}): PyTorch raises an error "
+            return (f"{name} is made for {length:,} steps and will be asked for {calls:,} "
+                    f"(call_on={self.call_on!r}): PyTorch raises an error "
                     f"at step {length + 1:,}.{advice}")
         if not nearer_to_other or (length > calls) != (self.call_on == "after_epoch"): return None
         rates = self._foreseen(learn, calls)
-        decays = (lr_scheduler.StepLR, lr_scheduler.MultiStepLR, lr_scheduler.ExponentialLR)
-        if self.call_on == "after_batch" and (isinstance(self.scheduler, (lr_scheduler.LinearLR, lr_scheduler.ConstantLR)) or
-                                              isinstance(self.scheduler, decays) and rates and rates[-1] > 1e-6 * rates[0]): return None
-        course = (f" The rate will begin at {rates[0]:.3g}, end at {rates[-1]:.3g} and be {max(rates):.3g} at most." if rates else "")
-        return (f"{name} is made for about {length:,} steps and will be stepped {calls:,} times in this fit (call_on={self.call_on!r})."
+        short = isinstance(self.scheduler,
+                           (lr_scheduler.LinearLR, lr_scheduler.ConstantLR))  # a warm-up of some batches
+        decays = isinstance(self.scheduler, (lr_scheduler.StepLR, lr_scheduler.MultiStepLR, lr_scheduler.ExponentialLR))
+        bearable = decays and rates and rates[-1] > 1e-6 * rates[0]
+        if self.call_on == "after_batch" and (short or bearable): return None
+        course = (f" The rate will begin at {rates[0]:.3g}, end at {rates[-1]:.3g} and be {max(rates):.3g} at "
+                  "most." if rates else "")
+        return (f"{name} is made for about {length:,} steps and will be stepped {calls:,} times in this fit "
+                f"(call_on={self.call_on!r})."
                 f"{course}{advice}")
 
     def _foreseen(self, learn, calls):
@@ -463,18 +503,21 @@ class LRScheduler(Scheduler):
 
 
 def made_for(scheduler):
-    "The number of steps that one of torch's schedulers is made for, or one of its cycles; None where it cannot be told."
+    "The steps that one of torch's schedulers is made for, or one of its cycles; None where it cannot be told."
     if isinstance(scheduler, lr_scheduler.SequentialLR): return scheduler._milestones[-1]
     if isinstance(scheduler, lr_scheduler.MultiStepLR): return max(scheduler.milestones)
-    if isinstance(scheduler, lr_scheduler.ExponentialLR): return round(1 / (1 - scheduler.gamma)) if 0 < scheduler.gamma < 1 else None
-    length = next((getattr(scheduler, name) for name in ("total_steps", "T_max", "T_0", "total_iters", "total_size", "step_size")
-                   if getattr(scheduler, name, None)), None)
-    return length and max(1, round(length))
+    if isinstance(scheduler, lr_scheduler.ExponentialLR):
+        return round(1 / (1 - scheduler.gamma)) if 0 < scheduler.gamma < 1 else None
+    for name in ("total_steps", "T_max", "T_0", "total_iters", "total_size", "step_size"):
+        if length := getattr(scheduler, name, None): return max(1, round(length))
 
-# %% ../nbs/08_learning_rate.ipynb #ca2df779
-def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25, betas=(.95, .85, .95), cbs=(), reset_opt=False):
-    """Fit with one cycle (Smith and Topin, 2018): the rate goes from max_lr / div to max_lr over the share pct_start, then to
-    max_lr / div_final, beta against it through the three betas, all by cosines; point by point torch's `OneCycleLR`.
+# %% ../nbs/08_learning_rate.ipynb #5c79c506
+def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25, betas=(.95, .85, .95),
+                  cbs=(), reset_opt=False):
+    """Fit with one cycle (Smith and Topin, 2018), point by point torch's `OneCycleLR`.
+
+    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final; beta runs against
+    it through the three betas; all by cosines.
 
     max_lr: a number or a `slice` over the groups, by default `learn.lr`. Beta stays as it is with betas=None, and where
     the optimizer has none (or torch's SGD has momentum 0).
@@ -486,10 +529,12 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
     if learn.opt is None or reset_opt: learn.make_opt()
     n = n_epochs * len(learn.dls.train)
     if not 0 <= pct_start <= 1: raise ValueError(f"pct_start is a share of the whole, from 0 to 1, not {pct_start}.")
-    share = min(1., max(0., (pct_start * n - 1) / (n - 1))) if n > 1 else 0.  # the peak: the last batch of the first part
+    share = min(1., max(0.,
+                        (pct_start * n - 1) / (n - 1))) if n > 1 else 0.  # of the way to the first part's last batch
     groups = learn.opt.param_groups
     schedules = {"lr": [one_cycle(peak, div, div_final, share) for peak in spread_lr(max_lr, len(groups))]}
-    if betas is not None and all(read_hyper(group, "beta") is not None and group.get("momentum") != 0 for group in groups):
+    has_beta = all(read_hyper(group, "beta") is not None and group.get("momentum") != 0 for group in groups)
+    if betas is not None and has_beta:
         first, middle, last = (check_hyper("beta", beta) for beta in betas)
         schedules["beta"] = combine([share, 1 - share], [cos(first, middle), cos(middle, last)])
     learn.fit(n_epochs, cbs=[*cbs, ParamScheduler(schedules)])
@@ -497,32 +542,35 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
 
 Learner.fit_one_cycle = fit_one_cycle
 
-# %% ../nbs/08_learning_rate.ipynb #c67c9463
+# %% ../nbs/08_learning_rate.ipynb #e34bf0aa
 @styled
 def one_cycle_explorer(dls, n_batches=240):
     """A one-cycle whose peak, share and shape are controls, and a network 784-50-10 that trains with it.
 
-    `.state`: peak, pct_start, shape, batch, loss (mean of the last 20), accuracy (NaN until it is through), constant_accuracy
-    (the same net at a constant rate of the peak), `diverged` (the loss is above twice a blind guess).
+    `.state`: peak, pct_start, shape, batch, loss (mean of the last 20), accuracy (NaN until it is through),
+    constant_accuracy (the same net at a constant rate of the peak), `diverged` (the loss is above twice a blind guess).
     """
     fig = Figure(figsize=(11.5, 3.7))
     rate_ax, loss_ax, accuracy_ax = fig.subplots(1, 3)
-    rate_ax.set(xlabel="training batch", ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-4, 20), title="The schedule")
-    loss_ax.set(xlabel="training batch", ylabel="training loss (nats)", xlim=(0, n_batches), ylim=(0, 4), title="The loss while it trains")
-    accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 12), ylim=(0, 102),
-                    title="What each peak reached")
+    rate_ax.set(xlabel="training batch", ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-4, 20),
+                title="The schedule")
+    loss_ax.set(xlabel="training batch", ylabel="training loss (nats)", xlim=(0, n_batches), ylim=(0, 4),
+                title="The loss while it trains")
+    accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 12),
+                    ylim=(0, 102), title="What each peak reached")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
     [rate] = rate_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5)
     [at] = rate_ax.plot([], [], color=COLORS["orange"], marker="o", ms=10, mec="white", ls="")
     [constant_curve] = loss_ax.plot([], [], color=GHOST, ls="--", lw=1.2, label="constant at the peak")
     [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2, label="one-cycle")
-    loss_ax.legend(loc="upper right")
+    legend = loss_ax.legend(loc="upper right", frameon=True, framealpha=.85, edgecolor="none")
     [others] = accuracy_ax.plot([], [], color=GHOST, marker="s", ls="", ms=7, label="constant rate")
     [dots] = accuracy_ax.plot([], [], color=COLORS["blue"], marker="o", ls="", ms=8, label="one-cycle")
     [now] = accuracy_ax.plot([], [], color=COLORS["orange"], marker="D", ls="", ms=12, mec="white", zorder=5)
     accuracy_ax.legend(loc="lower left")
-    live = LiveFigure(fig, [rate, at, constant_curve, curve, others, dots, now],
-                      alt="Left: the chosen one-cycle. Middle: the training loss by batch, with the one-cycle and at a constant rate of its peak. "
+    live = LiveFigure(fig, [rate, at, constant_curve, curve, legend, others, dots, now],
+                      alt="Left: the chosen one-cycle. Middle: the training loss by batch, with the one-cycle "
+                          "and at a constant rate of its peak. "
                           "Right: the validation accuracy reached by each peak, and by constant rates.")
     train_x, train_y = dls.train.x[:n_batches * 64], dls.train.y[:n_batches * 64]
     valid = TensorLoader(dls.valid.x[:1000], dls.valid.y[:1000], 500)
@@ -550,7 +598,8 @@ def one_cycle_explorer(dls, n_batches=240):
     def fit(schedule, recorder):
         learn = learner()
         n_epochs = math.ceil(n_batches / len(learn.dls.train))
-        yield from in_turns(lambda report: learn.fit(n_epochs, lr=schedule(0.), cbs=[recorder, AtBatch(schedule), UpTo(report)]))
+        cbs = [recorder, AtBatch(schedule)]
+        yield from in_turns(lambda report: learn.fit(n_epochs, lr=schedule(0.), cbs=[*cbs, UpTo(report)]))
         return learn.validate()["accuracy"] if np.isfinite(recorder.losses).all() else .1
 
     def train(peak, pct_start, shape):
@@ -565,7 +614,9 @@ def one_cycle_explorer(dls, n_batches=240):
         tried[peak] = 100 * reached
         if peak not in constants:
             constant_curve.set_data([], [])
-            constants[peak] = (yield from _while_showing(fit(const(peak), plain), lambda: draw(recorder, settings, plain))), plain.losses
+            fitting = fit(const(peak), plain)
+            reached_too = yield from _while_showing(fitting, lambda: draw(recorder, settings, plain))
+            constants[peak] = reached_too, plain.losses
         constant_curve.set_data(range(len(constants[peak][1])), _drawable(constants[peak][1]))
         others.set_data(list(constants), [100 * value for value, _ in constants.values()])
         dots.set_data(list(tried), list(tried.values()))
@@ -582,12 +633,15 @@ def one_cycle_explorer(dls, n_batches=240):
                 "diverged": len(losses) > 0 and not loss < 2 * math.log(10)}
 
     def words(s):
-        end = ("" if math.isnan(s["accuracy"]) else f"; {s['accuracy']:.0%} of {len(valid.y):,} validation images are right, "
+        end = ("" if math.isnan(s["accuracy"]) else f"; {s['accuracy']:.0%} of {len(valid.y):,} validation "
+                                                    "images are right, "
                f"at a constant rate of the peak {s['constant_accuracy']:.0%}")
-        return f"Peak {s['peak']:.3g} after {s['pct_start']:.0%} of {n_batches} batches, {s['shape']}: loss {s['loss']:.2f}{end}."
+        return (f"Peak {s['peak']:.3g} after {s['pct_start']:.0%} of {n_batches} batches, {s['shape']}: "
+                f"loss {s['loss']:.2f}{end}.")
 
     return explore(train, live, words=words,
-                   caption="Live figure. Each move trains a network on real digits with the one-cycle that you drew, and for each new peak once "
+                   caption="Live figure. Each move trains a network on real digits with the one-cycle that you "
+                           "drew, and for each new peak once "
                            "more at a constant rate, in grey.",
                    peak=widgets.FloatLogSlider(.1, base=10, min=-3, max=1, step=.05, readout_format=".3g"),
                    pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up share"),
