@@ -105,7 +105,7 @@ def _valley(losses):
     first = end - length[end] + 1
     return first + (end - first) // 2
 
-# %% ../nbs/08_learning_rate.ipynb #1cb3bb45
+# %% ../nbs/08_learning_rate.ipynb #20c1fb97
 class Snapshot:
     "What a search can change of a learner, written down; `restore()` is the way back, bit for bit."
     def __init__(self, learn):
@@ -121,7 +121,10 @@ class Snapshot:
                                   [self._written_down(group) for group in learn.opt.param_groups],
                                   {p: self._written_down(state) for p, state in learn.opt.state.items()})
         self.remembered = [(cb, vars(cb).copy()) for cb in learn.cbs]
-        for cb in learn.cbs: vars(cb).update(self._copied(vars(cb)))  # the search changes the copies
+
+    def give_copies(self):
+        "Let the search change copies of what callbacks remember."
+        for cb in self.cbs: vars(cb).update(self._copied(vars(cb)))
 
     def _written_down(self, values):
         "A dict's entries, a level of dicts inside them, and what is in their tensors."
@@ -218,6 +221,7 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
     if not stop_factor > 1: raise ValueError(f"stop_factor must be above 1, not {stop_factor}.")
     finder, before = LRFinder(np.geomspace(start_lr, end_lr, num_it), smooth, stop_factor, on_step), Snapshot(learn)
     try:
+        before.give_copies()
         learn.cbs = [cb for cb in learn.cbs if cb.in_lr_find]
         if learn.lr is None and learn.opt is None: learn.lr = start_lr
         learn.fit(num_it, cbs=[finder])
