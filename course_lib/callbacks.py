@@ -193,7 +193,7 @@ class Progress(Callback):
         else: self.handle = display(bundle, raw=True, display_id=True)
         self.shown = time.perf_counter()
 
-# %% ../nbs/07_callbacks.ipynb #a2a3e058
+# %% ../nbs/07_callbacks.ipynb #688f6868
 class Watcher(Callback):
     """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
 
@@ -236,7 +236,8 @@ class EarlyStopping(Watcher):
         if learn.cancelled: return
         self.waited = 0 if self.improved(learn) else self.waited + 1
         if self.waited < self.patience: return
-        print(f"EarlyStopping: {self.monitor} was best {self.waited} epochs ago ({self.best or math.nan:.4g}); "
+        best = "never a number" if self.best is None else f"{self.best:.4g}"
+        print(f"EarlyStopping: {self.monitor} was best {self.waited} epochs ago ({best}); "
               "stopped after epoch "
               f"{learn.epochs_done}.")
         raise CancelFitException
@@ -302,7 +303,7 @@ def unpack(value, tensors):
     [(kind, parts)] = value.items()
     return {"tuple": tuple, "list": list}[kind](unpack(part, tensors) for part in parts)
 
-# %% ../nbs/07_callbacks.ipynb #79f2c1bc
+# %% ../nbs/07_callbacks.ipynb #6330311e
 def save(learn, path):
     """Write model, optimizer, rate, epochs done, the data's next order and the random state to one safetensors file.
 
@@ -321,17 +322,19 @@ def _read(path):
     "The tensors and notes of a file that `save` wrote."
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["learner"]
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # or they would stay the file's
+            notes = file.metadata()["learner"]
         notes = {name: unpack(value, tensors) for name, value in json.loads(notes).items()}
+        for name in ("optimizer", "lr", "epochs_done", "random", "loaders"): notes[name]
     except FileNotFoundError: raise FileNotFoundError(f"There is no file {path} to load.") from None
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole file that Learner.save wrote ({error}).") from error
     return {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}, notes
 
 
 def _differences(what, saved, here):
     "Raises `ValueError` where two dicts of shapes or names differ."
-    for name in saved.keys() | here.keys():
+    for name in sorted(saved.keys() | here.keys()):
         if saved.get(name) != here.get(name):
             raise ValueError(f"The file belongs to another {what}: {name} is {saved.get(name, 'missing')} there and "
                              f"{here.get(name, 'missing')} here.")
@@ -345,18 +348,23 @@ def load(learn, path):
     weights, notes = _read(path)
     shapes = lambda tensors: {name: list(t.shape) for name, t in tensors.items()}
     _differences("model", shapes(weights), shapes(learn.model.state_dict()))
-    before, state = (learn.opt, learn.lr), notes["optimizer"]
+    loaders = lambda state: {f"{part} {what}": "there" for part, what in state}
+    _differences("kind of loader", loaders(notes["loaders"]), loaders(loader_state(learn.dls)))
+    before, state = (learn.opt, learn._lr), notes["optimizer"]
     try:
-        if notes["lr"] is not None: learn.lr = notes["lr"]
-        if state and learn.opt is None: learn.make_opt()
+        if state and learn.opt is None:
+            learn._lr = notes["lr"]
+            learn.make_opt()
         if state:
             groups = lambda groups: {f"group {i}": [sorted(group.keys() - set(SCHEDULER_KEYS)), len(group["params"])]
                                      for i, group in enumerate(groups)}
-            _differences("optimizer", groups(state["param_groups"]), groups(learn.opt.state_dict()["param_groups"]))
+            _differences("optimizer", groups(state["param_groups"]),
+                         groups(learn.opt.state_dict()["param_groups"]))
             learn.opt.load_state_dict(state)
     except BaseException:
         learn.opt, learn._lr = before
         raise
+    learn._lr = notes["lr"]
     if not state: learn.opt = None
     learn.model.load_state_dict(weights)
     learn.epochs_done = notes["epochs_done"]
@@ -409,7 +417,7 @@ class CSVLogger(Callback):
             if new: writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/07_callbacks.ipynb #51e0474b
+# %% ../nbs/07_callbacks.ipynb #64b8f289
 def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -421,11 +429,14 @@ class GradientAccumulation(Callback):
 
     def before_train(self, learn): self.n_waiting, self.n_samples = 0, 0
 
+    def before_batch(self, learn): self.mean = None
+
     def before_backward(self, learn):
         self.mean = learn.loss
         learn.loss = learn.loss * batch_size(learn.yb)
 
     def after_backward(self, learn):
+        if self.mean is None: return  # somebody cancelled before it was our turn
         learn.loss = self.mean  # what recorders shall see
         if learn.cancelled: return
         self.n_waiting, self.n_samples = self.n_waiting + 1, self.n_samples + batch_size(learn.yb)
@@ -435,7 +446,8 @@ class GradientAccumulation(Callback):
         for p in _parameters(learn): p.grad.div_(self.n_samples)
         self.n_waiting, self.n_samples = 0, 0
 
-    def after_cancel_batch(self, learn): self.before_train(learn)  # the loop has dropped the gradients
+    def after_cancel_batch(self, learn):
+        if learn.has_grad: self.before_train(learn)  # the loop drops all gradients
 
 
 class GradientClip(Callback):

@@ -358,7 +358,7 @@ def at_least_one(name, value):
     if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
     return whole
 
-# %% ../nbs/06_learner.ipynb #3251c079
+# %% ../nbs/06_learner.ipynb #641c2604
 class Learner(Loop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
@@ -385,7 +385,7 @@ class Learner(Loop):
         self.dl = self.xb = self.yb = self.pred = self.loss = self.cancelled = None
         self.n_epoch = self.n_iter = self.epoch = self.iter = self.train_iter = 0
         self.pct_train, self.training, self._at, self._lr = 0., False, None, None
-        self._ready, self._has_grad, self._silent = False, False, set()
+        self._ready, self.has_grad, self._silent = False, False, set()
         self.lr = lr
         in_order(self.cbs)
 
@@ -457,7 +457,7 @@ class Learner(Loop):
         self.n_epoch, self.n_iter = n_epochs, _n_batches(self.dls.train, "training")
         if self.dls.valid is not None: _n_batches(self.dls.valid, "validation")
         self.epoch = self.iter = self.train_iter = 0
-        self.pct_train, self._smooth, self.loss, self.results = 0., SmoothLoss(), None, {}
+        self.pct_train, self._smooth, self.loss, self.results, self.dl = 0., SmoothLoss(), None, {}, None
         with self._callbacks([*self.cbs, *cbs]):
             try: self._stage(FIT, self._fit)
             except BaseException as error:
@@ -469,7 +469,7 @@ class Learner(Loop):
         "Average loss and metrics of a pass over `dl`, by default the validation set: name -> number."
         dl = self.dls.valid if dl is None else dl
         if dl is None: raise ValueError("There is no validation loader; pass one: validate(dl).")
-        names = "dl n_iter iter training xb yb pred loss cancelled results averages _ready _has_grad".split()
+        names = "dl n_iter iter training xb yb pred loss cancelled results averages _ready has_grad".split()
         before, fitting = {name: getattr(self, name) for name in names}, self._at is not None
         with _modes_kept(self.model), self._callbacks(self.fit_cbs if fitting else self.cbs):
             try:
@@ -505,6 +505,7 @@ class Learner(Loop):
 
     def where(self):
         "The place in the loop, in words."
+        if self.dl is None: return "before the first epoch"
         part = "training" if self.training else "validation"
         return f"epoch {self.epoch + 1} of {self.n_epoch}, {part} batch {self.iter + 1} of {self.n_iter}"
 
@@ -528,7 +529,7 @@ class Learner(Loop):
 
     def _begin(self, dl, training):
         self.n_iter = _n_batches(dl, "training" if training else "validation")
-        self.dl, self.iter, self.training, self._ready, self._has_grad = dl, 0, training, False, False
+        self.dl, self.iter, self.training, self._ready, self.has_grad = dl, 0, training, False, False
         self.averages = Averages(["loss"], self._smooth) if training else (
             Averages(["loss", *map(_metric_name, self.metrics)]))
         self.model.train(training)
@@ -551,7 +552,7 @@ class Learner(Loop):
         return (xb, yb) if self._ready else to_device((xb, yb), device)
 
     def _backward(self):
-        self._has_grad = True
+        self.has_grad = True
         try: self.loss.backward()
         except (RuntimeError, AttributeError):
             _check_mean("The loss", self.loss)
@@ -562,8 +563,8 @@ class Learner(Loop):
         if self.training:
             self.train_iter += 1
             self.pct_train = (self.epoch + (self.iter + 1) / self.n_iter) / self.n_epoch
-            if self.cancelled and self._has_grad: self.opt.zero_grad()
-            self._has_grad = False
+            if self.cancelled and self.has_grad: self.opt.zero_grad()
+            self.has_grad = False
             if not self.fit_cbs: return  # nobody to read an average of it
         if self.cancelled: return
         values = _check_mean("The loss", self.loss).detach(),

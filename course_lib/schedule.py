@@ -105,51 +105,52 @@ def _valley(losses):
     first = end - length[end] + 1
     return first + (end - first) // 2
 
-# %% ../nbs/08_learning_rate.ipynb #20c1fb97
+# %% ../nbs/08_learning_rate.ipynb #dae5f369
 class Snapshot:
     "What a search can change of a learner, written down; `restore()` is the way back, bit for bit."
     def __init__(self, learn):
-        self.learn, self.owner, self.tensors = learn, vars(learn).copy(), []
+        self.learn, self.owner, self.tensors, self.containers, self.met = learn, vars(learn).copy(), [], [], set()
         self.cbs, self.random, self.loaders = list(learn.cbs), random_state(learn.device), loader_state(learn.dls)
-        self.modules = [(module, self._written_down(vars(module))) for module in learn.model.modules()]
+        self.remembered = [(cb, vars(cb).copy()) for cb in learn.cbs]
         self.grads = []
         for p in learn.model.parameters():
             self.tensors.append((p, p.detach().clone()))
             self.grads.append((p, p.requires_grad, p.grad))
             if p.grad is not None: self.tensors.append((p.grad, p.grad.detach().clone()))
-        self.opt = learn.opt and (vars(learn.opt).copy(),
-                                  [self._written_down(group) for group in learn.opt.param_groups],
-                                  {p: self._written_down(state) for p, state in learn.opt.state.items()})
-        self.remembered = [(cb, vars(cb).copy()) for cb in learn.cbs]
+        for module in learn.model.modules(): self._written_down(vars(module))
+        self.opt = learn.opt and vars(learn.opt).copy()
+        if learn.opt:
+            self._written_down(learn.opt.param_groups)
+            self._written_down(learn.opt.state)
 
     def give_copies(self):
         "Let the search change copies of what callbacks remember."
-        for cb in self.cbs: vars(cb).update(self._copied(vars(cb)))
+        for cb, memory in zip(self.cbs, self._copied()): vars(cb).update(memory)
 
-    def _written_down(self, values):
-        "A dict's entries, a level of dicts inside them, and what is in their tensors."
-        inside = {key: dict(value) for key, value in values.items() if isinstance(value, dict)}
-        for value in (*values.values(), *(part for entries in inside.values() for part in entries.values())):
-            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-                self.tensors.append((value, value.detach().clone()))
-        return dict(values), inside
+    def _written_down(self, owner):
+        "A dict, list or other container with all that is inside it; tensors are copied where they are first met."
+        if isinstance(owner, torch.Tensor):
+            if not isinstance(owner, nn.Parameter): self.tensors.append((owner, owner.detach().clone()))
+        elif id(owner) not in self.met and isinstance(owner, (dict, list, tuple)):
+            self.met.add(id(owner))
+            parts = list(owner.values()) if isinstance(owner, dict) else list(owner)
+            if not isinstance(owner, tuple): self.containers.append((owner, copy.copy(owner)))
+            for part in parts: self._written_down(part)
 
-    def _copied(self, values):
-        "A callback's memory, copied deeply, but for the learner and its parts."
+    def _copied(self):
+        "What callbacks remember, copied deeply, but for the learner and its parts; what cannot be copied stays shared."
         learn = self.learn
-        kept = [learn, learn.model, learn.dls, learn.opt, *learn.model.modules(), *learn.model.parameters(), *learn.cbs]
-        try: return copy.deepcopy(values, {id(part): part for part in kept})
-        except Exception:
-            return {key: copy.copy(v) if isinstance(v, (list, dict, set)) else v for key, v in values.items()}
+        parts = [learn, learn.model, learn.dls, learn.opt, *learn.model.modules(), *learn.model.parameters(), *self.cbs]
+        memo = {id(part): part for part in parts}
 
-    @staticmethod
-    def _put_back(owner, written):
-        values, inside = written
-        owner.clear()
-        owner.update(values)
-        for key, entries in inside.items():
-            values[key].clear()
-            values[key].update(entries)
+        def copied(value):
+            try: return copy.deepcopy(value, memo)
+            except Exception: pass
+            if isinstance(value, dict): return {key: copied(part) for key, part in value.items()}
+            if isinstance(value, (list, tuple, set)) and type(value) in (list, tuple, set):
+                return type(value)(copied(part) for part in value)
+            return value
+        return [{name: copied(value) for name, value in vars(cb).items()} for cb in self.cbs]
 
     @torch.no_grad()
     def restore(self):
@@ -160,16 +161,13 @@ class Snapshot:
         for cb, memory in self.remembered:
             vars(cb).clear()
             vars(cb).update(memory)
-        for module, written in self.modules: self._put_back(vars(module), written)
+        for owner, content in self.containers:
+            owner.clear()
+            owner.update(content) if isinstance(owner, dict) else owner.extend(content)
         for p, requires_grad, grad in self.grads:
             p.requires_grad_(requires_grad)
             p.grad = grad
-        if self.opt:
-            attributes, groups, states = self.opt
-            vars(learn.opt).update(attributes)
-            for group, written in zip(learn.opt.param_groups, groups): self._put_back(group, written)
-            for p in [p for p in learn.opt.state if p not in states]: del learn.opt.state[p]
-            for p, written in states.items(): self._put_back(learn.opt.state[p], written)
+        if self.opt: vars(learn.opt).update(self.opt)
         for tensor, value in self.tensors: tensor.copy_(value)
         set_loader_state(learn.dls, self.loaders)
         set_random_state(self.random, learn.device)
@@ -361,7 +359,7 @@ def warm_restarts(high, low, n_cycles, mult=1):
     lengths = [mult ** i for i in range(n_cycles)]
     return combine([length / sum(lengths) for length in lengths], [cos(high, low)] * n_cycles)
 
-# %% ../nbs/08_learning_rate.ipynb #f793d031
+# %% ../nbs/08_learning_rate.ipynb #ab7b7298
 def write_hyper(group, name, value):
     "Set a hyperparameter of an optimizer's group, ours or torch's."
     key, i = hyper_key(group, name)
@@ -508,7 +506,9 @@ class LRScheduler(Scheduler):
 
 def made_for(scheduler):
     "The steps that one of torch's schedulers is made for, or one of its cycles; None where it cannot be told."
-    if isinstance(scheduler, lr_scheduler.SequentialLR): return scheduler._milestones[-1]
+    if isinstance(scheduler, lr_scheduler.SequentialLR):
+        last = made_for(scheduler._schedulers[-1])
+        return last and scheduler._milestones[-1] + last
     if isinstance(scheduler, lr_scheduler.MultiStepLR): return max(scheduler.milestones)
     if isinstance(scheduler, lr_scheduler.ExponentialLR):
         return round(1 / (1 - scheduler.gamma)) if 0 < scheduler.gamma < 1 else None
