@@ -193,7 +193,7 @@ class Progress(Callback):
         else: self.handle = display(bundle, raw=True, display_id=True)
         self.shown = time.perf_counter()
 
-# %% ../nbs/07_callbacks.ipynb #688f6868
+# %% ../nbs/07_callbacks.ipynb #b47a8e36
 class Watcher(Callback):
     """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
 
