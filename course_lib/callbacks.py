@@ -8,14 +8,16 @@ __all__ = ['hyper_key', 'read_hyper', 'Recorder', 'in_notebook', 'cells', 'Progr
            'CSVLogger', 'GradientAccumulation', 'GradientClip', 'ablation_explorer', 'TerminateQuietly',
            'ActivationStats']
 
-# %% ../nbs/07_callbacks.ipynb #3d314718
+# %% ../nbs/07_callbacks.ipynb #c0c096e2
 import csv
 import html
+import inspect
 import json
 import math
 import os
 import random
 import time
+import weakref
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -31,13 +33,13 @@ from torch import nn
 
 from .data import DataLoaders, TensorLoader, write_whole
 from .learner import (Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN, accuracy,
-                                batch_size)
+                                at_least_one, batch_size)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import SCHEDULER_KEYS, small_net
 
-# %% ../nbs/07_callbacks.ipynb #80a9aa9a
+# %% ../nbs/07_callbacks.ipynb #c6165ad8
 def hyper_key(group, name):
     "Where an optimizer's group keeps what we call lr, beta or sqr_beta: `(key, index or None)`; None if nowhere."
     if name in group: return name, None
@@ -105,10 +107,10 @@ class Recorder(Callback):
         ax.plot(losses, color=GHOST, ls="-", lw=.8, alpha=.6, label="training, each batch")
         ax.plot(averaged, color=COLORS["blue"], ls="-", label="training, smoothed")
         valid = [(row["batches"], row["valid_loss"]) for row in self.epochs if "valid_loss" in row]
-        if valid: ax.plot(*zip(*valid), color=COLORS["orange"], marker="o", ls="--", label="validation")
+        if valid: ax.plot(*zip(*valid), color=COLORS["orange"], marker="o", ls="--", label="validation, whole set")
         high = np.nanquantile(losses[np.isfinite(losses)], .995) if np.isfinite(losses).any() else 1
-        ax.set(xlabel="training batch", ylabel="loss", ylim=(0, 1.1 * max(high, *(v for _, v in valid), 0)
-                                                            if np.nanmin(losses) >= 0 else None))
+        ax.set(xlabel="training batch", ylabel="loss (mean of a batch)",
+               ylim=(0, 1.1 * max(high, *(v for _, v in valid), 0) if np.nanmin(losses) >= 0 else None))
         ax.legend()
         show(fig, alt=f"Training loss over {len(losses)} batches, from {averaged[0]:.3g} to {averaged[-1]:.3g} smoothed"
                       + (f"; validation loss at the end {valid[-1][1]:.3g}." if valid else "."),
@@ -130,7 +132,7 @@ class Recorder(Callback):
                       f"{lrs[-1]:.3g}" + (f"; beta from {betas[0]:.3g} to {betas[-1]:.3g}." if with_beta else "."),
              caption="What the optimizer was given, batch by batch.")
 
-# %% ../nbs/07_callbacks.ipynb #b6f764db
+# %% ../nbs/07_callbacks.ipynb #d718e6b8
 def in_notebook():
     "Does somebody watch through a notebook? (A test that runs one does not.)"
     shell = get_ipython()
@@ -179,8 +181,9 @@ class Progress(Callback):
         if self.rows:
             line = lambda tag, texts: "<tr>" + "".join(f"<{tag} style='text-align: right'>{html.escape(text)}</{tag}>"
                                                        for text in texts) + "</tr>"
-            head = line("th", [name.replace("_", " ") for name in self.rows[0]])
-            body = "".join(line("td", row.values()) for row in self.rows)
+            names = list(dict.fromkeys(name for row in self.rows for name in row))  # an epoch may lack a result
+            head = line("th", [name.replace("_", " ") for name in names])
+            body = "".join(line("td", [row.get(name, "") for name in names]) for row in self.rows)
             table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         if not ended:
             loss = "" if learn.smooth_loss is None else f" · training loss {float(learn.smooth_loss):.4g}"
@@ -193,7 +196,7 @@ class Progress(Callback):
         else: self.handle = display(bundle, raw=True, display_id=True)
         self.shown = time.perf_counter()
 
-# %% ../nbs/07_callbacks.ipynb #b47a8e36
+# %% ../nbs/07_callbacks.ipynb #db876a5e
 class Watcher(Callback):
     """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
 
@@ -203,6 +206,9 @@ class Watcher(Callback):
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
     def __init__(self, monitor="valid_loss", mode=None, min_delta=0.):
+        if not isinstance(monitor, str):
+            raise ValueError(f"{self!r}: monitor must be a result's name, such as 'valid_loss', not {monitor!r}. "
+                             "Give the others by name, as in patience=3.")
         if mode is None:
             known = {"loss": "min", "error": "min", "acc": "max"}
             mode = next((mode for part, mode in known.items() if part in monitor), None)
@@ -227,8 +233,7 @@ class EarlyStopping(Watcher):
     "Ends the fit when `patience` epochs one after the other brought nothing better (Prechelt, 1998)."
     def __init__(self, monitor="valid_loss", patience=3, mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
-        if patience < 1: raise ValueError(f"patience must be at least 1, not {patience}.")
-        self.patience, self.waited = patience, 0
+        self.patience, self.waited = at_least_one("patience", patience), 0
 
     def before_fit(self, learn): self.best, self.waited = None, 0
 
@@ -303,7 +308,7 @@ def unpack(value, tensors):
     [(kind, parts)] = value.items()
     return {"tuple": tuple, "list": list}[kind](unpack(part, tensors) for part in parts)
 
-# %% ../nbs/07_callbacks.ipynb #6330311e
+# %% ../nbs/07_callbacks.ipynb #7d95da31
 def save(learn, path):
     """Write model, optimizer, rate, epochs done, the data's next order and the random state to one safetensors file.
 
@@ -334,10 +339,18 @@ def _read(path):
 
 def _differences(what, saved, here):
     "Raises `ValueError` where two dicts of shapes or names differ."
-    for name in sorted(saved.keys() | here.keys()):
+    for name in {**saved, **here}:
         if saved.get(name) != here.get(name):
             raise ValueError(f"The file belongs to another {what}: {name} is {saved.get(name, 'missing')} there and "
                              f"{here.get(name, 'missing')} here.")
+
+
+def _groups(state):
+    "What must agree in two optimizers: the numbers of groups and of their parameters, and the hyperparameters' names."
+    groups = state["param_groups"]
+    return {"the number of groups": len(groups),
+            **{f"the number of parameters in group {i}": len(group["params"]) for i, group in enumerate(groups)},
+            **{name: "set" for group in groups for name in sorted(group.keys() - {"params", *SCHEDULER_KEYS})}}
 
 
 def load(learn, path):
@@ -348,7 +361,7 @@ def load(learn, path):
     weights, notes = _read(path)
     shapes = lambda tensors: {name: list(t.shape) for name, t in tensors.items()}
     _differences("model", shapes(weights), shapes(learn.model.state_dict()))
-    loaders = lambda state: {f"{part} {what}": "there" for part, what in state}
+    loaders = lambda state: {f"{part} {what}": "known" for part, what in state}
     _differences("kind of loader", loaders(notes["loaders"]), loaders(loader_state(learn.dls)))
     before, state = (learn.opt, learn._lr), notes["optimizer"]
     try:
@@ -356,10 +369,7 @@ def load(learn, path):
             learn._lr = notes["lr"]
             learn.make_opt()
         if state:
-            groups = lambda groups: {f"group {i}": [sorted(group.keys() - set(SCHEDULER_KEYS)), len(group["params"])]
-                                     for i, group in enumerate(groups)}
-            _differences("optimizer", groups(state["param_groups"]),
-                         groups(learn.opt.state_dict()["param_groups"]))
+            _differences("optimizer", _groups(state), _groups(learn.opt.state_dict()))
             learn.opt.load_state_dict(state)
     except BaseException:
         learn.opt, learn._lr = before
@@ -374,12 +384,18 @@ def load(learn, path):
 
 Learner.save, Learner.load = save, load
 
-# %% ../nbs/07_callbacks.ipynb #1cf0a9ec
+# %% ../nbs/07_callbacks.ipynb #f03a5ff1
 class SaveBest(Watcher):
-    "Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to it."
+    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to it.
+
+    The best is that of all fits of a learner; with another learner it begins anew, and writes over the file.
+    """
     def __init__(self, path, monitor="valid_loss", mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
-        self.path = Path(path)
+        self.path, self.learner = Path(path), None
+
+    def before_fit(self, learn):
+        if self.learner is None or self.learner() is not learn: self.best, self.learner = None, weakref.ref(learn)
 
     def after_epoch(self, learn):
         if not learn.cancelled and self.improved(learn): learn.save(self.path)
@@ -417,15 +433,14 @@ class CSVLogger(Callback):
             if new: writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/07_callbacks.ipynb #64b8f289
+# %% ../nbs/07_callbacks.ipynb #50fe55bc
 def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
 
 
 class GradientAccumulation(Callback):
     "Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their samples."
     def __init__(self, n_batches):
-        if n_batches < 1: raise ValueError(f"n_batches must be at least 1, not {n_batches}.")
-        self.n_batches = n_batches
+        self.n_batches = at_least_one("n_batches", n_batches)
 
     def before_train(self, learn): self.n_waiting, self.n_samples = 0, 0
 
@@ -468,7 +483,7 @@ class GradientClip(Callback):
         if self.max_norm is None: nn.utils.clip_grad_value_(_parameters(learn), self.max_value)
         else: self.norm = nn.utils.clip_grad_norm_(_parameters(learn), self.max_norm)
 
-# %% ../nbs/07_callbacks.ipynb #6fcc5654
+# %% ../nbs/07_callbacks.ipynb #c396dd02
 @styled
 def ablation_explorer(dls, n_train=8_000):
     """A small net trained with SGD and momentum and a list of callbacks that you tick together.
@@ -476,7 +491,7 @@ def ablation_explorer(dls, n_train=8_000):
     `.state`: lr, clip, accumulate, batch (of n_batches), loss (mean of the last 20), accuracy (NaN until it is
     through), `cbs`: how many callbacks are in the list.
     """
-    fig = Figure(figsize=(11, 3.7))
+    fig = Figure(figsize=(11, 4))
     loss_ax, bar_ax = fig.subplots(1, 2, width_ratios=[1.6, 1])
     train = TensorLoader(dls.train.x[:n_train], dls.train.y[:n_train], 64, shuffle=True)
     n_epochs = math.ceil(120 / len(train))
@@ -486,9 +501,11 @@ def ablation_explorer(dls, n_train=8_000):
                 xlim=(0, n_batches),
                 ylim=(0, 4),
                 title="The loss while it trains")
-    loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
-    ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(4)]
-    [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2)
+    loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess")
+    ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7, label="" if i else "earlier lists")[0]
+              for i in range(4)]
+    [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2, label="this list")
+    fig.legend(loc="outside lower center", ncols=3)
     bar_ax.set(xlim=(0, 100), ylim=(4.6, -.6), xlabel="validation accuracy (%)", title="The last five lists", yticks=[])
     bars = bar_ax.barh(range(5), [0] * 5, color=[COLORS["blue"], *[GHOST] * 4], height=.8)
     texts = [bar_ax.text(2, i, "", va="center", color=INK, fontsize=11, bbox=LABEL_BOX) for i in range(5)]
@@ -549,7 +566,7 @@ class TerminateQuietly(TerminateOnNaN):
     def after_loss(self, learn):
         if not math.isfinite(learn.loss.item()): raise CancelFitException
 
-# %% ../nbs/07_callbacks.ipynb #86b6349a
+# %% ../nbs/07_callbacks.ipynb #bbea4fbe
 class ActivationStats(Callback):
     """Mean, standard deviation, share near zero and histogram of layers' outputs in training.
 
@@ -560,9 +577,11 @@ class ActivationStats(Callback):
     in_lr_find = False
 
     def __init__(self, layers=None, near_zero=.05, span=(-7, 7), n_bins=40, every=1):
-        if every < 1: raise ValueError(f"every must be at least 1, not {every}.")
-        self.layers, self.near_zero, self.span, self.n_bins, self.every = layers, near_zero, span, n_bins, every
-        self.hooks, self.kept, self.learn = [], {}, None
+        if layers is not None and (not callable(layers) or inspect.isclass(layers)):
+            raise ValueError("layers must be a function, module -> whether it is watched, such as "
+                             f"lambda module: isinstance(module, nn.ReLU); got {layers!r:.80}.")
+        self.layers, self.near_zero, self.span, self.n_bins = layers, near_zero, span, n_bins
+        self.every, self.hooks, self.kept, self.learn = at_least_one("every", every), [], {}, None
 
     def before_fit(self, learn):
         leaves = {name: module for name, module in learn.model.named_modules() if not list(module.children())}
@@ -604,12 +623,11 @@ class ActivationStats(Callback):
         if not stats: raise ValueError("Nothing is recorded yet: fit first.")
         fig, axes = plt.subplots(1, 3, figsize=(11, 3.2))
         marks = ["o", "s", "^", "D", "v", "P"]
-        for ax, key, title in zip(axes, ("mean", "std", "near_zero"),
-                                  ("mean", "standard deviation", "share near zero")):
+        for ax, key, what in zip(axes, ("mean", "std", "near_zero"), ("mean", "standard deviation", "share near zero")):
             for i, (name, values) in enumerate(stats.items()):
                 ax.plot(values[key], label=name, marker=marks[i % 6], markevery=max(len(values[key]) // 5, 1), ms=5)
-            ax.set(xlabel="training batch", title=title)
-        axes[0].set_ylabel("of a layer's output")
+            ax.set(xlabel="training batch", ylabel=what)
+        fig.suptitle("Outputs of the layers")
         axes[1].legend(fontsize=9)
         ends = "; ".join(f"{name}: mean {v['mean'][-1]:.2g}, deviation {v['std'][-1]:.2g}, "
                          f"{v['near_zero'][-1]:.0%} near zero"

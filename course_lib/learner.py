@@ -7,8 +7,8 @@ __all__ = ['EVENTS', 'FIT', 'EPOCH', 'TRAIN', 'VALIDATE', 'BATCH', 'BACKWARD', '
            'Callback', 'in_order', 'CancelException', 'CancelStepException', 'CancelBatchException',
            'CancelTrainException', 'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Stage',
            'Loop', 'Averages', 'SmoothLoss', 'accuracy', 'child_groups', 'spread_lr', 'frozen_norms', 'to_device',
-           'batch_size', 'at_least_one', 'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit', 'cancel_explorer',
-           'TerminateOnNaN', 'ModelResetter', 'RNNRegularizer']
+           'drop_grads', 'batch_size', 'at_least_one', 'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit',
+           'cancel_explorer', 'TerminateOnNaN', 'ModelResetter', 'RNNRegularizer']
 
 # %% ../nbs/06_learner.ipynb #87eb575a
 import contextlib
@@ -37,7 +37,7 @@ EVENTS = ("before_fit", "before_epoch",
           "before_validate", "after_validate", "after_epoch", "after_fit",
           *(f"after_cancel_{stage}" for stage in ("step", "batch", "train", "validate", "epoch", "fit")))
 
-# %% ../nbs/06_learner.ipynb #1fb9b8ad
+# %% ../nbs/06_learner.ipynb #85974ec1
 class Callback:
     """Something that happens at events of the loop: a method for each of them, `def after_loss(self, learn)`.
 
@@ -66,22 +66,27 @@ def _check_method(cls, name, method):
         except TypeError: raise ValueError(f"{cls.__name__}.{name} must take the learner: "
                                            f"def {name}(self, learn).") from None
         return
+    # what other libraries, and older texts, say
     ours = re.sub(r"^on_(\w+)_(begin|start)$", r"before_\1", re.sub(r"^on_(\w+)_end$", r"after_\1", name.lower()))
-    ours = re.sub("^begin_", "before_", ours)  # as other libraries, and older texts, say
-    near = difflib.get_close_matches(ours, EVENTS, 1, cutoff=0 if ours.startswith(("before_", "after_")) else .85)
+    ours = re.sub("_(train|valid[a-z]*|test)_batch$", "_batch", re.sub("^begin_", "before_", ours))
+    known = [event for event in EVENTS if ("cancel" in event) == ("cancel" in ours)]
+    near = difflib.get_close_matches(ours, known, 1, cutoff=0 if ours.startswith(("before_", "after_")) else .85)
     if near: raise ValueError(f"{cls.__name__}.{name}: there is no event of that name, so it would never be called. "
                               f"Did you mean {near[0]}? The events: {', '.join(EVENTS)}.")
 
-# %% ../nbs/06_learner.ipynb #7d3a35a9
+# %% ../nbs/06_learner.ipynb #27168970
 def in_order(cbs):
     """Callbacks in the order in which they run: that of the list, changed only where run_before and run_after say so.
 
-    Raises `ValueError` for a circle, and for what is no callback.
+    Raises `ValueError` for a circle, for what is no callback, and for one that is there twice.
     """
-    for cb in cbs:
+    for i, cb in enumerate(cbs):
         if inspect.isclass(cb) and issubclass(cb, Callback):
             raise ValueError(f"{cb.__name__} is a class. Give the learner a callback made from it: {cb.__name__}().")
         if not isinstance(cb, Callback): raise ValueError(f"{cb!r} is no Callback. Derive its class from Callback.")
+        if any(cb is other for other in cbs[:i]):
+            raise ValueError(f"The same {cb!r} is there twice, and would do everything twice. Give it once: to the "
+                             "learner, for every fit, or to this fit alone.")
     earlier = {i: {j for j, other in enumerate(cbs) if i != j and
                    (isinstance(other, cb.run_after) or isinstance(cb, other.run_before))}
                for i, cb in enumerate(cbs)}
@@ -96,10 +101,14 @@ def in_order(cbs):
         sorter.done(ordered[-1])
     return [cbs[i] for i in ordered]
 
-# %% ../nbs/06_learner.ipynb #d05bd0cc
+# %% ../nbs/06_learner.ipynb #35662cda
 class CancelException(Exception):
     "Raised by a callback to skip the rest of what the class names; where nothing of that kind is under way, an error."
     skips, gravity = "", 0
+
+    def __str__(self):  # whoever reads it: nobody caught it
+        return super().__str__() or (f"{type(self).__name__} was raised where no {self.skips} is under way "
+                                     "that it could cancel.")
 
 
 class CancelStepException(CancelException):
@@ -131,7 +140,7 @@ class CancelFitException(CancelException):
     "Ends the fit."
     skips, gravity = "fit", 5
 
-# %% ../nbs/06_learner.ipynb #99751c61
+# %% ../nbs/06_learner.ipynb #1feba50b
 class Stage:
     "A part of the loop that has a before and an after; `caught`: the exceptions that cancel it."
     def __init__(self, name, *caught):
@@ -204,7 +213,10 @@ class Loop:
                 self.cancelled = BATCH  # until it is through
                 try: self._stage(stage, self._batch)
                 finally: self._count()
-        finally: self._sum_up()
+        except BaseException:
+            if self.training: self._sum_up()  # of a validation only the whole counts
+            raise
+        self._sum_up()
         self._check_finite()
 
     def _batch(self):
@@ -302,7 +314,7 @@ def _samples_with_nan(xb):
     if not isinstance(xb, torch.Tensor) or xb.sum().isfinite(): return 0
     return int((~xb.isfinite()).reshape(len(xb), -1).any(1).sum())
 
-# %% ../nbs/06_learner.ipynb #47693c00
+# %% ../nbs/06_learner.ipynb #83d3a176
 def child_groups(model):
     "Parameters by the model's direct children that have any, in order; the model's own, if it has some, come first."
     seen, groups = set(), []
@@ -345,10 +357,36 @@ def to_device(x, device):
     return x
 
 
+def drop_grads(opt):
+    "`opt.zero_grad()`; torch's own without its profiler's mark, which takes longer than a small net's gradients."
+    if getattr(opt.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad: return opt.zero_grad()
+    for group in opt.param_groups:
+        for p in group["params"]: p.grad = None
+
+
 def batch_size(x):
     "The number of samples in a batch: of its first tensor, where it is a tuple, list or dict of them."
     if isinstance(x, torch.Tensor): return x.size(0)
     return batch_size(next(iter(x.values() if isinstance(x, dict) else x)))
+
+
+def _short(x):
+    "`repr(x)` for a message: on one line, and its beginning if it is long."
+    text = " ".join(repr(x).split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _listed(name, values):
+    "`values` as a list; `ValueError` for a single thing in its place."
+    if hasattr(type(values), "__iter__") and not isinstance(values, str): return list(values)
+    raise ValueError(f"{name} must be a list, not {_short(values)}: write {name}=[…].")
+
+
+def _check_function(name, function, example):
+    "Raises `ValueError` for what cannot be called, and for a class of modules, which would have to be called twice."
+    if inspect.isclass(function) and issubclass(function, nn.Module):
+        raise ValueError(f"{name} is the class {function.__name__}: give an object of it, {function.__name__}().")
+    if not callable(function): raise ValueError(f"{name} must be a function, not {_short(function)}: {example}.")
 
 
 def at_least_one(name, value):
@@ -358,7 +396,7 @@ def at_least_one(name, value):
     if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
     return whole
 
-# %% ../nbs/06_learner.ipynb #641c2604
+# %% ../nbs/06_learner.ipynb #f08da068
 class Learner(Loop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
@@ -372,12 +410,13 @@ class Learner(Loop):
         if not isinstance(model, nn.Module): raise ValueError(f"model must be an nn.Module, not {model!r}.")
         if not hasattr(dls, "train") or not hasattr(dls, "valid"):
             raise ValueError(f"dls must have loaders .train and .valid, as DataLoaders(train, valid) has; got {dls!r}.")
-        for name, function in (("loss_func", loss_func), ("opt_func", opt_func)):
-            if not callable(function): raise ValueError(f"{name} must be a function, not {function!r}; a loss function "
-                                                        "takes (pred, targets), for example F.cross_entropy.")
+        _check_function("loss_func", loss_func, "it takes (pred, targets), as F.cross_entropy does")
+        _check_function("opt_func", opt_func, "it makes an optimizer of parameters, as partial(SGD, momentum=.9) does")
         self.model, self.dls, self.loss_func, self.opt_func = model, dls, loss_func, opt_func
-        self.cbs, self.metrics, self.splitter, self.opt = list(cbs), list(metrics), splitter, None
-        names = [_metric_name(metric) for metric in metrics]
+        self.cbs, self.metrics = _listed("cbs", cbs), _listed("metrics", metrics)
+        self.splitter, self.opt = splitter, None
+        for metric in self.metrics: _check_function("A metric", metric, "it takes (pred, targets), as accuracy does")
+        names = [_metric_name(metric) for metric in self.metrics]
         if len({"loss", *names}) < 1 + len(names):
             raise ValueError(f"Each metric needs a name of its own, and none may be called 'loss': got {names}.")
         self.epochs_done, self.results, self.fit_cbs = 0, {}, None
@@ -450,7 +489,7 @@ class Learner(Loop):
         Errors of callbacks come out unchanged, with a note that names callback and event; the learner can fit again.
         """
         if self._at: raise RuntimeError("This learner is in the middle of a fit; another one cannot begin inside it.")
-        n_epochs = at_least_one("n_epochs", n_epochs)
+        n_epochs, cbs = at_least_one("n_epochs", n_epochs), _listed("cbs", cbs)
         self.lr = lr
         if self.opt is None or reset_opt: self.make_opt()
         self.lr = self._lr
@@ -466,7 +505,10 @@ class Learner(Loop):
             finally: self.cancelled = None
 
     def validate(self, dl=None):
-        "Average loss and metrics of a pass over `dl`, by default the validation set: name -> number."
+        """Average loss and metrics of a pass over `dl`, by default the validation set: name -> number.
+
+        Calls the events of a validation, not before_fit; one that is cancelled gives the averages up to there.
+        """
         dl = self.dls.valid if dl is None else dl
         if dl is None: raise ValueError("There is no validation loader; pass one: validate(dl).")
         names = "dl n_iter iter training xb yb pred loss cancelled results averages _ready has_grad".split()
@@ -474,7 +516,7 @@ class Learner(Loop):
         with _modes_kept(self.model), self._callbacks(self.fit_cbs if fitting else self.cbs):
             try:
                 try: self._phase(VALIDATE, dl)
-                except CancelException:
+                except (CancelEpochException, CancelFitException):
                     if fitting: raise  # it is the fit's
                 return self.averages.results()
             finally:
@@ -511,7 +553,7 @@ class Learner(Loop):
 
     def show_loop(self, cbs=()):
         "Print the loop with the callbacks that act at each of its places."
-        ordered = in_order([*self.cbs, *cbs])
+        ordered = in_order([*self.cbs, *_listed("cbs", cbs)])
         for line in LOOP.splitlines():
             acting = [repr(cb) for cb in ordered if hasattr(cb, line.strip())]
             print(f"{line:<36} {', '.join(acting)}".rstrip())
@@ -555,8 +597,13 @@ class Learner(Loop):
         self.has_grad = True
         try: self.loss.backward()
         except (RuntimeError, AttributeError):
-            _check_mean("The loss", self.loss)
-            raise
+            if _check_mean("The loss", self.loss).requires_grad: raise
+            raise ValueError("The loss depends on no parameter that learns: either all are frozen, or it was detached "
+                             "(.detach(), .item(), .data, torch.no_grad()) in the model or in loss_func.") from None
+
+    def _step(self):
+        self.opt.step()
+        drop_grads(self.opt)
 
     def _count(self):
         "After each batch: how far, and what it adds to the averages."
@@ -583,7 +630,8 @@ class Learner(Loop):
         epoch = getattr(self.dl, "epoch", None)
         n_bad = sum(_samples_with_nan(xb) for xb, _ in self.dl)
         if epoch is not None: self.dl.epoch = epoch
-        if n_bad: raise ValueError(f"{n_bad:,} training inputs hold NaN or inf. Clean the data, or leave them out.")
+        if n_bad: raise ValueError(f"{n_bad:,} training input{'s hold' if n_bad > 1 else ' holds'} NaN or inf. "
+                                   "Clean the data, or leave such samples out.")
         warnings.warn(f"At the end of epoch {self.epoch + 1} the training loss is {loss:.3g}: the run has blown up. "
                       "A smaller learning rate helps; TerminateOnNaN() stops at the first such batch.", stacklevel=2)
 

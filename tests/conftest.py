@@ -6,7 +6,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 from torchvision.datasets import MNIST
+
+
+@pytest.fixture
+def one_thread():
+    "In nets of a few weights a second thread costs ten times what it brings."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def idx(array):

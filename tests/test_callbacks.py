@@ -16,33 +16,19 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import course_lib.callbacks
 from course_lib.adam import Adam, AdamW
 from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
                                   SaveBest)
-from course_lib.data import TensorLoader
-from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelStepException, Learner, TerminateOnNaN)
+from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelStepException, CancelValidateException, Learner, TerminateOnNaN)
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.schedule import LRScheduler, ParamScheduler, lin
+from tiny import data, loaders, seed, tiny_net
 
-
-@pytest.fixture(autouse=True)
-def small_work():
-    "In nets this small a second thread costs ten times what it brings."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def data(n, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, generator=generator)
-    return x, x.sum(1, keepdim=True).sin() + .1 * torch.randn(n, 1, generator=generator)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tied(nn.Module):
@@ -58,17 +44,7 @@ class Tied(nn.Module):
 def model(kind="norm", width=6):
     torch.manual_seed(0)
     if kind == "tied": return Tied()
-    layers = [nn.Linear(3, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(.3), nn.Linear(width, 1)]
-    if kind == "bfloat16": return nn.Sequential(*layers).bfloat16()
-    return nn.Sequential(*layers) if kind == "norm" else nn.Sequential(layers[0], layers[2], layers[4])
-
-
-def loaders(kind="tensors", dtype=torch.float32):
-    x, y = (part.to(dtype) for part in data(40))
-    train = {"tensors": lambda: TensorLoader(x, y, 12, shuffle=True),
-             "torch": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True),
-             "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True, generator=torch.Generator().manual_seed(3))}[kind]()
-    return SimpleNamespace(train=train, valid=[tuple(part.to(dtype) for part in data(10, 2))])
+    return tiny_net("norm", width).bfloat16() if kind == "bfloat16" else tiny_net(kind, width)
 
 
 OPTIMIZERS = {"SGD": partial(SGD, lr=.05, momentum=.9), "Adam": partial(Adam, lr=.01), "AdamW": partial(AdamW, lr=.01), "RMSProp": partial(RMSProp, lr=.01),
@@ -82,12 +58,6 @@ class Noise(Callback):
 
 def learner(kind="norm", opt="SGD", data="tensors", cbs=(), **options):
     return Learner(model(kind), loaders(data, torch.bfloat16 if kind == "bfloat16" else torch.float32), F.mse_loss, OPTIMIZERS.get(opt, opt), cbs=list(cbs), **options)
-
-
-def seed(n=0):
-    random.seed(n)
-    np.random.seed(n)
-    torch.manual_seed(n)
 
 
 def flat(x):
@@ -320,6 +290,15 @@ def test_a_file_of_another_model_or_optimizer_is_refused_and_nothing_changes(mak
     assert_same(state(learn), before)
     assert learn.opt is opt
     learn.fit(1)
+
+
+@pytest.mark.parametrize("make, difference", [
+    *((partial(learner, opt=opt), "[a-z_]+ is (set there and missing|missing there and set) here") for opt in ("Adam", "torch's SGD", "torch's Adam")),
+    (lambda: learner(splitter=lambda m: [list(m.parameters())]), "the number of groups is 3 there and 1 here"),
+    (lambda: learner(splitter=lambda m: [[m[0].weight], [m[0].bias, *m[1].parameters()], [*m[4].parameters()]]), "the number of parameters in group 0 is 2 there and 1 here")])
+def test_the_message_about_another_optimizer_is_short(make, difference, tmp_path):
+    whole_file(tmp_path)
+    with pytest.raises(ValueError, match=rf"^The file belongs to another optimizer: {difference}\.$"): make().load(tmp_path / "good")
 
 
 def test_the_state_that_only_pickle_could_hold_is_refused(tmp_path):
@@ -576,6 +555,15 @@ def test_progress_in_a_notebook_updates_one_picture(screen, valid, capsys):
     assert len(screen.shown) == 2 and screen.updates[-1]["text/html"].count("<tr>") == 2 and capsys.readouterr().out == ""
 
 
+def test_progress_in_a_notebook_keeps_its_columns_where_an_epoch_lacks_a_result(screen):
+    class Whole(Callback):
+        def before_validate(self, learn):
+            if learn.epoch % 2 == 0: raise CancelValidateException
+    plain(cbs=[Progress(refresh_s=0), Whole()]).fit(3)
+    rows = screen.updates[-1]["text/html"].split("</tr>")[:-1]
+    assert [row.count("<t") - row.count("<tr") - row.count("<table") - row.count("<thead") - row.count("<tbody") for row in rows] == [4] * 4
+
+
 def test_progress_in_a_notebook_is_drawn_only_now_and_then(screen):
     plain([1] * 300, [Progress(refresh_s=1e9)]).fit(2)
     assert len(screen.shown) == 1 and len(screen.updates) == 3
@@ -663,6 +651,17 @@ def test_save_best_goes_on_over_fits(tmp_path):
     learn.cbs[0].series["valid_loss"] = [2.]
     learn.fit(1)
     assert (tmp_path / "best").read_bytes() == before
+
+
+def test_save_best_begins_anew_with_another_learner(tmp_path):
+    saver = SaveBest(tmp_path / "best")
+    for value in (1., 2., 3.):
+        learn = plain(cbs=[Results(valid_loss=[value]), saver])
+        learn.fit(1)
+        assert saver.best == value
+        again = plain()
+        again.load(tmp_path / "best")
+        assert_close(again.model, learn.model)
 
 
 def rows(path):
@@ -876,6 +875,11 @@ def test_nothing_to_watch_or_to_plot():
 @pytest.mark.parametrize("bad, text", [
     (lambda: GradientClip(), "max_norm or max_value"), (lambda: GradientClip(1., 1.), "max_norm or max_value"), (lambda: GradientClip(0), "above 0"), (lambda: GradientClip(-1), "above 0"),
     (lambda: GradientClip(max_value=0), "above 0"), (lambda: GradientClip(math.nan), "above 0"), (lambda: GradientAccumulation(0), "at least 1"), (lambda: GradientAccumulation(-2), "at least 1"),
+    (lambda: GradientAccumulation("2"), "n_batches must be a whole number, at least 1, not '2'"), (lambda: GradientAccumulation(2.5), "n_batches must be a whole number, at least 1, not 2.5"),
+    (lambda: EarlyStopping(3), "EarlyStopping: monitor must be a result's name, such as 'valid_loss', not 3.*patience=3"), (lambda: SaveBest("x", 3), "SaveBest: monitor must be"),
+    (lambda: EarlyStopping(patience=2.5), "patience must be a whole number"), (lambda: ActivationStats(every=1.5), "every must be a whole number"),
+    (lambda: ActivationStats([nn.Tanh()]), r"layers must be a function.*isinstance.*got \[Tanh\(\)\]"), (lambda: ActivationStats(nn.Tanh), "layers must be a function.*got <class"),
+    (lambda: ActivationStats("0"), "layers must be a function.*got '0'"),
     (lambda: EarlyStopping(patience=0), "patience"), (lambda: EarlyStopping("f1"), "mode="), (lambda: EarlyStopping(mode="up"), "mode="), (lambda: EarlyStopping(min_delta=-1), "min_delta"),
     (lambda: EarlyStopping(min_delta=math.nan), "min_delta"), (lambda: SaveBest("x", "f1"), "mode="), (lambda: ActivationStats(every=0), "every")])
 def test_bad_arguments_are_refused_at_once(bad, text):

@@ -21,14 +21,7 @@ from course_lib.learner import (Callback, CancelBatchException, CancelEpochExcep
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
 
-
-@pytest.fixture(autouse=True)
-def small_work():
-    "In nets this small a second thread costs ten times what it brings."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net(seed=0):
@@ -632,7 +625,9 @@ def test_what_is_no_callback(wrong, match):
     ("on_fit_start", "before_fit"), ("on_fit_end", "after_fit"), ("before_validation", "before_validate"), ("after_validation", "after_validate"),
     ("after_valid", "after_validate"), ("after_bach", "after_batch"), ("after_batches", "after_batch"), ("after_prediction", "after_pred"),
     ("aftr_pred", "after_pred"), ("After_Step", "after_step"), ("beforebackward", "before_backward"), ("after_backwards", "after_backward"),
-    ("after_cancel_bach", "after_cancel_batch"), ("after_cancelled_fit", "after_cancel_fit"), ("before_training", "before_train"), ("after_epochs", "after_epoch")])
+    ("after_cancel_bach", "after_cancel_batch"), ("after_cancelled_fit", "after_cancel_fit"), ("before_training", "before_train"), ("after_epochs", "after_epoch"),
+    ("on_train_batch_end", "after_batch"), ("on_train_batch_start", "before_batch"), ("on_validation_batch_end", "after_batch"), ("on_test_batch_begin", "before_batch"),
+    ("on_train_epoch_end", "after_train"), ("on_validation_epoch_end", "after_validate")])
 def test_a_misspelt_event(wrong, right):
     with pytest.raises(ValueError, match=rf"Mine\.{wrong}: .*Did you mean {right}\?"): type("Mine", (Callback,), {wrong: lambda self, learn: None})
     with pytest.raises(ValueError, match=f"Did you mean {right}"):
@@ -707,11 +702,25 @@ def loss(pred, y): return F.mse_loss(pred, y)
 def no_default(params): return Optimizer(params, [sgd_step])
 def meta(batches): return [(x, y.to("meta")) for x, y in batches]
 def frozen_to(n): return lambda: learner().freeze_to(n)
+twin = A()
 
 
 @pytest.mark.parametrize("make, kind, match", [
     (lambda: Learner(net(), SimpleNamespace(train=[], valid=None), None), ValueError, "loss_func must be a function, not None"),
     (lambda: Learner(net(), SimpleNamespace(train=[], valid=None), F.mse_loss, "adam"), ValueError, "opt_func must be a function, not 'adam'"),
+    (lambda: learner(opt_func=.1), ValueError, r"opt_func must be a function, not 0\.1: it makes an optimizer"),
+    (lambda: learner(opt_func=torch.optim.Adam(net().parameters())), ValueError, r"^opt_func must be a function, not Adam \(.{,90}: it makes an optimizer[^\n]*$"),
+    (lambda: learner(loss_func=nn.MSELoss), ValueError, r"loss_func is the class MSELoss: .*MSELoss\(\)"),
+    (lambda: learner(metrics=[nn.L1Loss]), ValueError, r"metric is the class L1Loss: .*L1Loss\(\)"),
+    (lambda: learner(metrics=accuracy), ValueError, r"metrics must be a list, not <function accuracy.*metrics=\[…\]"),
+    (lambda: learner(metrics="accuracy"), ValueError, "metrics must be a list, not 'accuracy'"),
+    (lambda: learner(metrics=["accuracy"]), ValueError, "metric must be a function, not 'accuracy': it takes"),
+    *((make, ValueError, r"cbs must be a list, not A: write cbs=\[…\]")
+      for make in (lambda: learner(cbs=A()), lambda: learner().fit(1, cbs=A()), lambda: learner().show_loop(cbs=A()))),
+    *((make, ValueError, "The same A is there twice") for make in (lambda: learner(cbs=[twin, B(), twin]), lambda: learner().fit(1, cbs=[twin, twin]),
+                                                                   lambda: learner(cbs=[B(), twin]).fit(1, cbs=[twin]))),
+    (lambda: learner(loss_func=lambda pred, y: F.mse_loss(pred, y).detach()).fit(1), ValueError, r"loss depends on no parameter that learns.*\.detach\(\)"),
+    (lambda: learner(cbs=[on(after_pred=lambda learn: setattr(learn, "pred", learn.pred.data))]).fit(1), ValueError, "loss depends on no parameter that learns"),
     (lambda: Learner(print, SimpleNamespace(train=[], valid=None), F.mse_loss), ValueError, "model must be an nn.Module"),
     (lambda: bare(pairs(2)), ValueError, r"\.valid"),
     (lambda: Learner(net(), pairs(2), F.mse_loss), ValueError, r"\.train and \.valid"),
@@ -768,6 +777,48 @@ def test_bad_input_is_named(make, kind, match):
     with pytest.raises(kind, match=match), warnings.catch_warnings():
         warnings.simplefilter("error")
         make()
+
+
+def test_an_error_in_backward_that_is_no_detached_loss_comes_out_unchanged():
+    x = torch.zeros(1, requires_grad=True)
+    loss = x.exp().sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"): learner(loss_func=lambda pred, y: loss).fit(1)
+
+
+@pytest.mark.parametrize("cancel", CANCELS)
+def test_a_cancel_that_nobody_catches_says_so(cancel):
+    skips = cancel.__name__.removeprefix("Cancel").removesuffix("Exception").lower()
+    with pytest.raises(cancel, match=f"^{cancel.__name__} was raised where no {skips} is under way"):
+        if cancel is CancelFitException: raise cancel
+        learner().fit(1, cbs=[Throw("before_fit", cancel())])
+    assert str(cancel("mine")) == "mine"
+
+
+@pytest.mark.parametrize("cancel", CANCELS)
+def test_what_a_validation_alone_can_be_cancelled_by(cancel):
+    "By what ends a validation or more; a step or a training is not under way."
+    valid = pairs(3, seed=2)
+    learn = learner(1, valid, cbs=[Throw("before_batch", cancel(), lambda learn: learn.iter == 1)])
+    if cancel in (CancelStepException, CancelTrainException):
+        with pytest.raises(cancel): learn.validate()
+    else:
+        x, y = map(torch.cat, zip(*(valid[:1] if cancel is not CancelBatchException else valid[::2])))
+        with torch.no_grad(): assert learn.validate() == {"loss": pytest.approx(F.mse_loss(learn.model(x), y).item(), rel=1e-6)}
+
+
+@pytest.mark.parametrize("listening", [True, False])
+@pytest.mark.parametrize("cancel", CANCELS[3:])
+@pytest.mark.parametrize("event", ["before_validate", "before_batch", "after_pred", "after_batch"])
+def test_a_cancelled_validation_leaves_no_result_and_a_cancelled_training_does(event, cancel, listening):
+    seen, learn = [], learner(2, 3, metrics=[F.l1_loss])
+    cbs = [Throw(event, cancel(), lambda learn: not learn.training and (learn.iter == 1 or event == "before_validate")),
+           *([on(after_epoch=lambda learn: seen.append(list(learn.results)))] if listening else [])]
+    learn.fit(1, cbs=cbs)
+    assert list(learn.results) == ["train_loss"] and seen == ([["train_loss"]] if listening else [])
+    learn.fit(1, cbs=[Throw("after_batch", CancelTrainException())])
+    assert list(learn.results) == ["train_loss", "valid_loss", "l1_loss"]
+    assert learn.results["train_loss"] > 0
 
 
 @pytest.mark.parametrize("wrong", [vector, plain_float, lambda pred, y: F.mse_loss(pred, y)[None]], ids=["[B]", "float", "[1]"])
@@ -1171,3 +1222,31 @@ def test_nothing_is_read_batch_by_batch(monkeypatch):
             learn.fit(2, cbs=[on(after_batch=lambda learn: learn.smooth_loss, after_loss=lambda learn: None)])
             results.append(dict(counts))
     assert all(result == results[0] for result in results) and sum(results[0].values()) < 30
+
+
+class CountsZeroing(torch.optim.SGD):
+    n_zeroed = 0
+
+    def zero_grad(self, set_to_none=True):
+        self.n_zeroed += 1
+        super().zero_grad(set_to_none)
+
+
+def test_an_optimizer_with_its_own_zero_grad_is_asked():
+    learn = learner(opt_func=partial(CountsZeroing, lr=.1))
+    learn.fit(1)
+    assert learn.opt.n_zeroed >= 4
+
+
+def test_an_optimizer_whose_zero_grad_was_replaced_is_asked():
+    learn, calls = learner(), []
+    learn.make_opt()
+    learn.opt.zero_grad = lambda: calls.append(1)
+    learn.fit(1)
+    assert len(calls) >= 4
+
+
+def test_no_gradient_is_left_after_a_fit():
+    learn = learner()
+    learn.fit(1)
+    assert all(p.grad is None for p in learn.model.parameters())

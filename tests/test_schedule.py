@@ -14,31 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, TensorDataset
 
 from course_lib.adam import Adam
 from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
                                   SaveBest)
-from course_lib.data import TensorLoader
 from course_lib.learner import EVENTS, Callback, CancelBatchException, Learner, TerminateOnNaN
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.schedule import LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts
+from tiny import data, loaders, seed, tiny_net
 
-
-@pytest.fixture(autouse=True)
-def small_work():
-    "In nets this small a second thread costs ten times what it brings."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def data(n, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, generator=generator)
-    return x, x.sum(1, keepdim=True).sin() + .1 * torch.randn(n, 1, generator=generator)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Remembering(nn.Module):
@@ -62,17 +48,7 @@ class Remembering(nn.Module):
 
 def model(kind="norm"):
     torch.manual_seed(0)
-    if kind == "remembering": return Remembering()
-    layers = [nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(.3), nn.Linear(6, 1)]
-    return nn.Sequential(*layers) if kind == "norm" else nn.Sequential(layers[0], layers[2], layers[4])
-
-
-def loaders(kind="tensors"):
-    x, y = data(40)
-    train = {"tensors": lambda: TensorLoader(x, y, 12, shuffle=True),
-             "torch": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True),
-             "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True, generator=torch.Generator().manual_seed(3))}[kind]()
-    return SimpleNamespace(train=train, valid=[data(10, 2)])
+    return Remembering() if kind == "remembering" else tiny_net(kind)
 
 
 OPTIMIZERS = {"our Adam": partial(Adam, lr=.01), "our SGD": partial(SGD, lr=.05, momentum=.9), "torch's Adam": partial(torch.optim.Adam, lr=.01),
@@ -139,12 +115,6 @@ def facts(learn):
             "grads": {name: (copied(p.grad), p.requires_grad) for name, p in learn.model.named_parameters()},
             "loader": [getattr(loader, "epoch", None), generators], "grad mode": torch.is_grad_enabled(),
             "random": [random.getstate(), copied(np.random.get_state(legacy=False)), torch.get_rng_state()]}
-
-
-def seed(n=0):
-    random.seed(n)
-    np.random.seed(n)
-    torch.manual_seed(n)
 
 
 def assert_no_trace(make, search, fitted, prepare=lambda learn: None, n_epochs=2):

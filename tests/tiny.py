@@ -1,0 +1,38 @@
+"""A regression and nets of a few weights, which the tests of callbacks and of schedules train."""
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from course_lib.data import TensorLoader
+
+
+def seed(n=0):
+    random.seed(n)
+    np.random.seed(n)
+    torch.manual_seed(n)
+
+
+def data(n, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=generator)
+    return x, x.sum(1, keepdim=True).sin() + .1 * torch.randn(n, 1, generator=generator)
+
+
+def tiny_net(kind="norm", width=6):
+    "The same weights each time; norm: with batchnorm and dropout, plain: without."
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(.3), nn.Linear(width, 1)]
+    return nn.Sequential(*layers) if kind == "norm" else nn.Sequential(layers[0], layers[2], layers[4])
+
+
+def loaders(kind="tensors", dtype=torch.float32):
+    "40 samples to train in shuffled batches of 12, from a loader of ours or of torch; one batch to validate."
+    x, y = (part.to(dtype) for part in data(40))
+    train = {"tensors": lambda: TensorLoader(x, y, 12, shuffle=True),
+             "torch": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True),
+             "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True, generator=torch.Generator().manual_seed(3))}[kind]()
+    return SimpleNamespace(train=train, valid=[tuple(part.to(dtype) for part in data(10, 2))])
