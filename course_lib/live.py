@@ -65,7 +65,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #e935e167
+# %% ../nbs/A2_live.ipynb #081ba9c0
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -202,6 +202,9 @@ class Explorer:
 
     def stop(self):
         "End the run in flight; what it has shown stays."
+        self._cancel()
+
+    def _cancel(self):
         if self._task: self._task.cancel()
         self._task = None
 
@@ -242,7 +245,7 @@ class Explorer:
         return True
 
     def _move(self):
-        self.stop()
+        self._cancel()
         self.error, self._alarm.value = None, ""
         try:
             result = self.f(**self.values)

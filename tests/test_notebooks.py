@@ -100,5 +100,5 @@ def test_links_between_chapters_lead_somewhere(nb):
 def test_each_explorer_is_driven_by_a_cell(nb):
     "A figure that no cell moves is a figure that nobody tests."
     source = "\n".join(cell.source for cell in code(nb))
-    for name in re.findall(r"^(\w+) = (?:explore|\w+_explorer)\(", source, re.MULTILINE):
+    for name in re.findall(r"^(\w+) = (?:explore|\w+_explorer|\w+Explorer)\(", source, re.MULTILINE):
         assert re.search(rf"\b{name}\.(set|controls)\b", source), name
