@@ -7,10 +7,11 @@ __all__ = ['LRFind', 'Snapshot', 'LRFinder', 'lr_find', 'finder_explorer', 'lin'
            'one_cycle', 'warm_restarts', 'write_hyper', 'Scheduler', 'ParamScheduler', 'LRScheduler', 'made_for',
            'fit_one_cycle', 'one_cycle_explorer']
 
-# %% ../nbs/08_learning_rate.ipynb #fed53d68
+# %% ../nbs/08_learning_rate.ipynb #a694b70f
 import copy
 import math
 import warnings
+from collections.abc import Mapping
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -30,7 +31,7 @@ from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import HERE_CALLED, SCHEDULER_KEYS, check_hyper, small_net
 
-# %% ../nbs/08_learning_rate.ipynb #8cc1fa1c
+# %% ../nbs/08_learning_rate.ipynb #12b0cea7
 class LRFind:
     """What a range test saw: `.lrs`, `.losses`, `.smooth_losses` (float64 arrays of equal length).
 
@@ -70,7 +71,8 @@ class LRFind:
         ax.plot(self.lrs, self.smooth_losses, color=COLORS["blue"], ls="-", label=f"smoothed ({self.smooth:g})")
         try: suggestions, said = self.suggestions, ""
         except ValueError as error: suggestions, said = {}, str(error)
-        for (name, lr), (color, marker) in zip(suggestions.items(), _MARKS.values()):
+        for name, lr in suggestions.items():
+            color, marker = _MARKS[name]
             ax.plot([lr], [np.interp(lr, self.lrs, self.smooth_losses)],
                     color=COLORS[color],
                     marker=marker,
@@ -81,7 +83,8 @@ class LRFind:
                     zorder=5)
         before_the_end = self.smooth_losses[:self.smooth_losses.argmin() + 1] if len(self.losses) else np.ones(1)
         low, high = min(0, before_the_end.min()), before_the_end.max()  # how high it then flies does not matter
-        ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(1.2 * low, high + .6 * (high - low)))
+        room = .6 * (high - low) or 1.  # all losses may be zero
+        ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(1.2 * low, high + room))
         ax.legend(loc="upper left", ncols=3)
         points = ", ".join(f"{name} {lr:.2g}" for name, lr in suggestions.items())
         show(fig, alt=f"Loss of {len(self.lrs)} batches against the growing learning rate. {points or said}",
@@ -97,7 +100,7 @@ _MARKS = {"minimum_over_10": ("orange", "o"), "steepest": ("green", "s"), "valle
 
 
 def _valley(losses):
-    "Halfway through the middle third of the longest falling run of losses (a subsequence: bumps are skipped)."
+    "The middle of the longest falling run of losses (a subsequence: bumps are skipped), counted back from its end."
     length = [1] * len(losses)
     for i in range(len(losses)):
         length[i] = 1 + max((length[j] for j in range(i) if losses[j] > losses[i]), default=0)
@@ -298,7 +301,7 @@ def finder_explorer(learn):
                    num_it=widgets.IntSlider(100, min=10, max=300, step=10, description="batches"),
                    smooth=widgets.FloatSlider(.98, min=0, max=.99, step=.01))
 
-# %% ../nbs/08_learning_rate.ipynb #2823f4a8
+# %% ../nbs/08_learning_rate.ipynb #d22997d3
 def lin(start, end):
     "A straight line."
     return lambda progress: start + (end - start) * progress
@@ -329,9 +332,14 @@ def const(value):
 def combine(shares, schedules):
     """Schedules one after the other; shares: of the whole, adding up to 1. Where two meet, the later one holds.
 
-    Raises `ValueError` for shares that are negative or do not add up, and for lists of different lengths.
+    Raises `ValueError` for shares that are negative or do not add up, and for lists of different lengths;
+    `TypeError` for numbers in the place of schedules.
     """
     shares, schedules = [float(share) for share in shares], list(schedules)
+    for schedule in schedules:
+        if not callable(schedule):
+            raise TypeError(f"combine joins functions of progress, but got {schedule!r}: write const({schedule!r}) for "
+                            "a value that stays.")
     if len(shares) != len(schedules) or not shares:
         raise ValueError(f"{len(shares)} shares for {len(schedules)} schedules: expected one each, and at least one.")
     if not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
@@ -356,10 +364,13 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
 
 def warm_restarts(high, low, n_cycles, mult=1):
     "n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and Hutter, 2017)."
+    n_cycles = at_least_one("n_cycles", n_cycles)
+    if not 0 < mult < math.inf: raise ValueError(f"mult, how much longer each cycle is than the one before, must be "
+                                                 f"above 0, not {mult}; 1 makes all equally long.")
     lengths = [mult ** i for i in range(n_cycles)]
     return combine([length / sum(lengths) for length in lengths], [cos(high, low)] * n_cycles)
 
-# %% ../nbs/08_learning_rate.ipynb #ab7b7298
+# %% ../nbs/08_learning_rate.ipynb #f5ad082e
 def write_hyper(group, name, value):
     "Set a hyperparameter of an optimizer's group, ours or torch's."
     key, i = hyper_key(group, name)
@@ -381,12 +392,15 @@ class Scheduler(Callback):
 class ParamScheduler(Scheduler):
     """Sets hyperparameters before each training batch.
 
-    schedules: name -> function of progress, or a list of them, one for each parameter group. Progress is 0 at the
-    first batch of a fit and 1 at its last.
+    schedules: name -> function of progress, or a list of them, one for each parameter group. Batch i of
+    the n in a fit (from 0) has progress i / (n - 1): 0 at the first and 1 at the last; a single batch has 1.
 
     After the fit everything but the rate is as before (the rate begins anew with each fit anyway).
     """
     def __init__(self, schedules):
+        if not isinstance(schedules, Mapping):
+            raise TypeError("ParamScheduler expects a dict from a hyperparameter's name to its schedule, for example "
+                            f"{{'lr': lin(0, 1)}}; got {schedules!r}.")
         self.schedules, self.names = dict(schedules), tuple(schedules)
         for name, schedule in self.schedules.items():
             each = schedule if isinstance(schedule, (list, tuple)) else [schedule]
@@ -485,7 +499,8 @@ class LRScheduler(Scheduler):
         if self.call_on == "after_batch" and (short or bearable): return None
         course = (f" The rate will begin at {rates[0]:.3g}, end at {rates[-1]:.3g} and be {max(rates):.3g} at "
                   "most." if rates else "")
-        return (f"{name} is made for about {length:,} steps and will be stepped {calls:,} times in this fit "
+        steps = f"about {length:,} steps" if length > 1 else "1 step"
+        return (f"{name} is made for {steps} and will be stepped {calls:,} times in this fit "
                 f"(call_on={self.call_on!r})."
                 f"{course}{advice}")
 
@@ -515,17 +530,18 @@ def made_for(scheduler):
     for name in ("total_steps", "T_max", "T_0", "total_iters", "total_size", "step_size"):
         if length := getattr(scheduler, name, None): return max(1, round(length))
 
-# %% ../nbs/08_learning_rate.ipynb #5c79c506
+# %% ../nbs/08_learning_rate.ipynb #e56567b9
 def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25, betas=(.95, .85, .95),
-                  cbs=(), reset_opt=False):
+                  cbs=(), reset_opt=False, *, lr=None):
     """Fit with one cycle (Smith and Topin, 2018), point by point torch's `OneCycleLR`.
 
     The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final; beta runs against
     it through the three betas; all by cosines.
 
     max_lr: a number or a `slice` over the groups, by default `learn.lr`. Beta stays as it is with betas=None, and where
-    the optimizer has none (or torch's SGD has momentum 0).
+    the optimizer has none (or torch's SGD has momentum 0). `lr` is only there to say (`TypeError`) that it is max_lr.
     """
+    if lr is not None: raise TypeError(f"fit_one_cycle has no lr, since the rate moves: give its peak, max_lr={lr!r}.")
     max_lr = learn.lr if max_lr is None else max_lr
     if max_lr is None: raise ValueError("fit_one_cycle needs a peak: pass max_lr, or give the learner an lr.")
     n_epochs = at_least_one("n_epochs", n_epochs)
@@ -546,7 +562,7 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
 
 Learner.fit_one_cycle = fit_one_cycle
 
-# %% ../nbs/08_learning_rate.ipynb #e34bf0aa
+# %% ../nbs/08_learning_rate.ipynb #a04db496
 @styled
 def one_cycle_explorer(dls, n_batches=240):
     """A one-cycle whose peak, share and shape are controls, and a network 784-50-10 that trains with it.
@@ -562,7 +578,7 @@ def one_cycle_explorer(dls, n_batches=240):
                 title="The loss while it trains")
     accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 12),
                     ylim=(0, 102), title="What each peak reached")
-    loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5)
+    loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess (ln 10)")
     [rate] = rate_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5)
     [at] = rate_ax.plot([], [], color=COLORS["orange"], marker="o", ms=10, mec="white", ls="")
     [constant_curve] = loss_ax.plot([], [], color=GHOST, ls="--", lw=1.2, label="constant at the peak")
@@ -570,12 +586,14 @@ def one_cycle_explorer(dls, n_batches=240):
     legend = loss_ax.legend(loc="upper right", frameon=True, framealpha=.85, edgecolor="none")
     [others] = accuracy_ax.plot([], [], color=GHOST, marker="s", ls="", ms=7, label="constant rate")
     [dots] = accuracy_ax.plot([], [], color=COLORS["blue"], marker="o", ls="", ms=8, label="one-cycle")
-    [now] = accuracy_ax.plot([], [], color=COLORS["orange"], marker="D", ls="", ms=12, mec="white", zorder=5)
+    [now] = accuracy_ax.plot([], [], color=COLORS["orange"], marker="D", ls="", ms=12, mec="white", zorder=5,
+                             label="the last one")
     accuracy_ax.legend(loc="lower left")
     live = LiveFigure(fig, [rate, at, constant_curve, curve, legend, others, dots, now],
                       alt="Left: the chosen one-cycle. Middle: the training loss by batch, with the one-cycle "
-                          "and at a constant rate of its peak. "
-                          "Right: the validation accuracy reached by each peak, and by constant rates.")
+                          "and at a constant rate of its peak; a dotted line marks a blind guess. "
+                          "Right: the validation accuracy reached by each peak, the last one a diamond, and "
+                          "by constant rates.")
     train_x, train_y = dls.train.x[:n_batches * 64], dls.train.y[:n_batches * 64]
     valid = TensorLoader(dls.valid.x[:1000], dls.valid.y[:1000], 500)
     tried, constants = {}, {}

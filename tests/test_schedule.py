@@ -1,10 +1,12 @@
 """The search that leaves no trace, against twins that never searched; schedules and one-cycle point by point against torch.optim.lr_scheduler."""
 import copy
+import gc
 import inspect
 import math
 import random
 import sys
 import warnings
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,9 +18,10 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from course_lib.adam import Adam
+from course_lib.data import TensorLoader
 from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
                                   SaveBest)
-from course_lib.learner import EVENTS, Callback, CancelBatchException, Learner, TerminateOnNaN
+from course_lib.learner import EVENTS, Callback, CancelBatchException, CancelFitException, Learner, TerminateOnNaN
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.schedule import LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts
@@ -515,6 +518,11 @@ def test_any_course_can_be_drawn(losses):
         with pytest.raises(ValueError, match="never fell"): found.suggestions
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss", [0., 1., -1.])
+def test_a_flat_course_is_drawn_without_a_warning(loss): LRFind(RATES[:50], np.full(50, loss), smooth=0.).plot()
+
+
 @pytest.mark.parametrize("options", [{"start_lr": 0}, {"start_lr": -1}, {"start_lr": math.nan}, {"start_lr": 1, "end_lr": 1}, {"start_lr": 2, "end_lr": 1}, {"end_lr": math.inf},
                                      {"num_it": 0}, {"num_it": -1}, {"num_it": 2.5}, {"smooth": 1}, {"smooth": -.1}, {"smooth": math.nan}, {"stop_factor": 1}, {"stop_factor": math.nan}],
                          ids=str)
@@ -573,6 +581,7 @@ def at(schedule, n): return [schedule(i / n) for i in range(n)]
     (exp(.1, .1 * .9 ** 30), lambda opt: lr_scheduler.ExponentialLR(opt, .9), 30),
     (const(.1), lambda opt: lr_scheduler.ConstantLR(opt, 1., 5), 20),
     (combine([.5, .5], [const(.1), const(.01)]), lambda opt: lr_scheduler.StepLR(opt, 10), 20),
+    (combine([.3, .5, .2], [const(.1), const(.02), const(.004)]), lambda opt: lr_scheduler.MultiStepLR(opt, [6, 16], .2), 20),
     (lambda p: poly(0, .1, 2.)(1 - p), lambda opt: lr_scheduler.PolynomialLR(opt, 20, 2.), 20),
     (lambda p: poly(0, .1, .5)(1 - p), lambda opt: lr_scheduler.PolynomialLR(opt, 20, .5), 20),
     (poly(.1, 0, 1), lambda opt: lr_scheduler.PolynomialLR(opt, 20, 1.), 20)])
@@ -608,6 +617,17 @@ def test_poly_is_a_power_of_progress(power):
                                  lambda: one_cycle(.1, pct_start=2), lambda: one_cycle(.1, pct_start=-.1), lambda: one_cycle(.1, div=0), lambda: one_cycle(.1, div_final=-1)])
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(ValueError, match="above 0|from 0 to 1"): bad()
+
+
+@pytest.mark.parametrize("schedules", [[1, 2], [const(1.), 2], [None, const(1.)]])
+def test_numbers_are_no_schedules_to_combine(schedules):
+    with pytest.raises(TypeError, match=r"functions of progress.*got (1|2|None): write const\("): combine([.5, .5], schedules)
+
+
+@pytest.mark.parametrize("options, text", [({"n_cycles": 0}, "n_cycles must be a whole number, at least 1, not 0"), ({"n_cycles": 1.5}, "n_cycles.*1.5"), ({"n_cycles": -1}, "n_cycles"),
+                                           ({"mult": 0}, "mult.*above 0, not 0"), ({"mult": -2}, "mult.*not -2"), ({"mult": math.nan}, "mult"), ({"mult": math.inf}, "mult")], ids=str)
+def test_impossible_restarts_are_refused(options, text):
+    with pytest.raises(ValueError, match=text): warm_restarts(**{"high": 1, "low": 0, "n_cycles": 3, **options})
 
 
 @pytest.mark.parametrize("shares, n, text", [([.5, .4], 2, "add up"), ([.5, .6], 2, "add up"), ([1.5, -.5], 2, "at least 0"), ([.5, .5], 3, "2 shares for 3"), ([1], 0, "1 shares? for 0"),
@@ -748,6 +768,13 @@ def test_bad_arguments_of_one_cycle(options, text):
     with pytest.raises(ValueError, match=text): learn.fit_one_cycle(**{"n_epochs": 1, "max_lr": .1, **options})
     assert_equal(copied(learn.model.state_dict()), copied(model("plain").state_dict()))
     learn.fit_one_cycle(1, .1)
+
+
+def test_one_cycle_asked_for_an_lr_names_max_lr():
+    learn = small(4)
+    with pytest.raises(TypeError, match=r"no lr.*max_lr=0\.1"): learn.fit_one_cycle(1, lr=.1)
+    assert learn.opt is None
+    learn.fit_one_cycle(1, max_lr=.1)
 
 
 def test_one_cycle_without_any_rate():
@@ -918,6 +945,22 @@ def test_what_is_no_schedule_is_refused_at_once(bad):
     with pytest.raises(ValueError, match="function|call_on"): bad()
 
 
+@pytest.mark.parametrize("bad", [lin(0, 1), .1, ["lr", "beta"], None])
+def test_schedules_without_names_are_refused(bad):
+    with pytest.raises(TypeError, match=r"expects a dict.*'lr': lin\(0, 1\).*got"): ParamScheduler(bad)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_progress_is_the_number_of_the_batch_over_the_last_ones(n):
+    seen = []
+    small(n).fit(1, cbs=[ParamScheduler({"lr": lambda progress: seen.append(progress) or .01})])
+    assert seen[-2 * n::2] == [i / (n - 1) if n > 1 else 1. for i in range(n)]
+
+
+def test_a_scheduler_for_one_step_is_said_in_the_singular():
+    assert "made for 1 step and" in str(said(lambda opt: lr_scheduler.StepLR(opt, 1, .01), "after_batch"))
+
+
 def test_what_makes_no_scheduler_is_refused():
     with pytest.raises(ValueError, match="no step"): small(3, cbs=[LRScheduler(lambda opt: None)]).fit(1)
 
@@ -933,3 +976,236 @@ def test_beta_is_back_after_an_error_too(opt, key, error):
     before = [group[key] for group in learn.opt.param_groups]
     with pytest.raises(error): learn.fit_one_cycle(1, .01, cbs=[Bang()])
     assert [group[key] for group in learn.opt.param_groups] == before and learn.opt.param_groups[0]["lr"] != 0
+
+
+# What a review found
+
+TORCH_SGD = partial(torch.optim.SGD, momentum=.9)
+
+
+class Once(Callback):
+    "Does something in one event of one batch."
+    def __init__(self, event, act, at=0):
+        self.act, self.at = act, at
+        setattr(self, event, self.acts)
+
+    def acts(self, learn):
+        if learn.training and learn.train_iter == self.at: self.act(learn)
+
+
+def test_rates_that_are_tensors_belong_to_one_group_each():
+    recorder, lr = Recorder(), torch.tensor(.01)
+    learn = Learner(model(), loaders(), F.mse_loss, partial(torch.optim.Adam, foreach=False), lr,
+                    cbs=[recorder, LRScheduler(partial(lr_scheduler.ExponentialLR, gamma=.5))])
+    for fit in range(2):
+        learn.fit(1)
+        np.testing.assert_allclose(recorder.lrs[4 * fit:], [.01, .005, .0025, .00125], rtol=1e-5)
+        assert [float(group["lr"]) for group in learn.opt.param_groups] == pytest.approx([.01 / 16] * 3)
+    assert float(learn.lr) == float(lr) == pytest.approx(.01)
+
+
+@pytest.mark.parametrize("lr", [slice(torch.tensor(.1)), slice(torch.tensor(.1), torch.tensor(.2))])
+def test_slices_of_tensors_too(lr):
+    learn = Learner(model(), loaders(), F.mse_loss, partial(torch.optim.Adam, foreach=False), lr)
+    learn.make_opt()
+    rates = [group["lr"] for group in learn.opt.param_groups]
+    assert len({id(rate) for rate in [*rates, lr.start, lr.stop]}) == 5
+
+
+class Masked(nn.Module):
+    "Holds what cannot be written to: an expanded buffer, with a NaN in it, and a tensor made in inference mode."
+    def __init__(self):
+        super().__init__()
+        self.inner, self.made = tiny_net("plain"), None
+        for name, row in (("mask", torch.ones(1, 1)), ("nan", torch.full((1, 1), math.nan)), ("keep", torch.ones(1, 1).bool())):
+            self.register_buffer(name, row.expand(4, 1), persistent=False)
+        with torch.inference_mode(): self.made = torch.ones(2)
+
+    def forward(self, x): return self.inner(x) * self.mask[0]
+
+
+def test_a_search_with_tensors_that_cannot_be_written_to():
+    learn = Learner(Masked(), loaders(), F.mse_loss, TORCH_SGD, .05)
+    before, random_before = copied(dict(learn.model.named_parameters())), torch.get_rng_state()
+    find(learn, num_it=8)
+    assert_equal(before, copied(dict(learn.model.named_parameters())))
+    assert learn.dls.train.epoch == 0 and torch.equal(random_before, torch.get_rng_state())
+
+
+def test_what_cannot_be_put_back_is_an_error_after_all_the_rest():
+    learn = Learner(Masked(), loaders(), F.mse_loss, TORCH_SGD, .05)
+    before, row = copied(dict(learn.model.named_parameters())), torch.ones(1, 1)
+    learn.model.mask = row.expand(4, 1)
+    learn.cbs = [Once("after_loss", lambda learn: row.fill_(.5))]
+    with pytest.raises(RuntimeError, match="single memory location"): find(learn, num_it=8)
+    assert_equal(before, copied(dict(learn.model.named_parameters())))
+    assert learn.dls.train.epoch == 0 and learn.opt is None
+    learn.fit(1)
+
+
+@pytest.mark.parametrize("use", [lambda learn: learn.fit(1, cbs=[Once("after_batch", cancel_fit)]), lambda learn: learn.lr_find(num_it=5),
+                                 lambda learn: learn.fit(1)])
+def test_nothing_keeps_a_learner_alive(use):
+    gc.collect()
+    gc.disable()
+    try:
+        learn = small(5)
+        use(learn)
+        alive = weakref.ref(learn), weakref.ref(learn.model)
+        del learn
+        assert [ref() for ref in alive] == [None, None]
+    finally: gc.enable()
+
+
+def cancel_fit(learn): raise CancelFitException
+
+
+def test_ctrl_c_while_the_search_is_put_back():
+    "At every line of restore, and of what it calls in the same file."
+    def attempt(at):
+        learn, lines = learner(), [0]
+        learn.fit(1)
+        before = facts(learn)
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_name not in ("restore", "_put_back"): return trace if event == "call" and "schedule" in frame.f_code.co_filename else None
+            if event == "line":
+                lines[0] += 1
+                if lines[0] == at: raise KeyboardInterrupt
+            return trace
+        old = sys.gettrace()
+        sys.settrace(trace)
+        try: find(learn, num_it=3)
+        except KeyboardInterrupt: pass
+        finally: sys.settrace(old)
+        assert_equal(before, facts(learn), f"line {at}")
+        learn.fit(1)
+        return lines[0]
+    n = attempt(0)
+    assert n > 20
+    for at in sorted({*range(1, min(n, 40)), *range(40, n, 17), n}): attempt(at)
+
+
+class LearntLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w, self.margin = nn.Parameter(torch.zeros(())), torch.zeros((), requires_grad=True)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, pred, y):
+        self.calls += 1
+        return F.mse_loss(pred, y) * torch.exp(-self.w) + self.w + self.margin ** 2 - self.margin
+
+
+@pytest.mark.parametrize("fitted", [0, 1])
+def test_parameters_outside_of_the_model_come_back(fitted):
+    loss = LearntLoss()
+    learn = Learner(model(), loaders(), loss, lambda groups: TORCH_SGD([*groups, {"params": [loss.w, loss.margin]}], lr=.1), None)
+    if fitted: learn.fit(1)
+    before = copied({**loss.state_dict(), "margin": loss.margin})
+    find(learn, num_it=9)
+    assert_equal(before, copied({**loss.state_dict(), "margin": loss.margin}))
+
+
+class Lookahead(torch.optim.SGD):
+    "Keeps tensors, and another optimizer, outside of its state."
+    def __init__(self, params, lr=.05):
+        super().__init__(params, lr, momentum=.9)
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+        self.other = torch.optim.Adam(self.slow[:1], lr)
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.n = getattr(self, "n", 0) + 1
+        for slow in self.slow: slow.add_(.1)
+        self.slow[0].grad = torch.ones_like(self.slow[0])
+        self.other.step()
+
+
+class Noisy(nn.Module):
+    "With a random generator and a set of its own."
+    def __init__(self):
+        super().__init__()
+        self.inner, self.generator, self.seen = tiny_net(), torch.Generator().manual_seed(5), {0}
+
+    def forward(self, x):
+        self.seen.add(len(self.seen))
+        return self.inner(x + .1 * torch.randn(x.shape, generator=self.generator))
+
+
+def test_an_optimizers_own_containers_and_a_layers_own_generator_come_back():
+    learn = Learner(Noisy(), loaders(), F.mse_loss, Lookahead)
+    learn.make_opt()
+    before = copied([learn.opt.slow, dict(learn.opt.other.state)]), learn.model.generator.get_state(), set(learn.model.seen)
+    find(learn, num_it=5)
+    assert_equal(before[0], copied([learn.opt.slow, dict(learn.opt.other.state)]))
+    assert torch.equal(before[1], learn.model.generator.get_state()) and learn.model.seen == before[2] and not hasattr(learn.opt, "n")
+
+
+def test_a_model_that_a_callback_doubles_is_as_before_and_so_is_the_list_of_metrics():
+    class Double(Callback):
+        def before_fit(self, learn):
+            learn.model.double()
+            learn.metrics.append(len)
+
+        def before_batch(self, learn): learn.xb, learn.yb = learn.xb.double(), learn.yb.double()
+    learn = small(4, cbs=[Double()])
+    before, parameters = copied(learn.model.state_dict()), list(learn.model.parameters())
+    find(learn, num_it=3)
+    assert_equal(before, copied(learn.model.state_dict()))
+    assert learn.metrics == [] and all(p is q for p, q in zip(parameters, learn.model.parameters()))
+
+
+def test_what_a_callback_shares_with_the_loop_stays_shared_in_the_search():
+    class Sharing(Callback):
+        def __init__(self, dl, loss): self.dl, self.x, self.loss, self.list, self.seen = dl, dl.x, loss, [], []
+
+        def before_batch(self, learn):
+            self.list.append(1)
+            self.loss.calls += 100
+            self.seen.append(learn.dl is self.dl and self.x is learn.dl.x and self.loss is learn.loss_func)
+
+        def after_fit(self, learn): said.extend(self.seen)
+    said, loss, dls = [], LearntLoss(), loaders()
+    sharing = Sharing(dls.train, loss)
+    find(Learner(model(), dls, loss, TORCH_SGD, .05, cbs=[sharing]), num_it=3)
+    assert said == [True] * 3 and sharing.seen == sharing.list == [] and loss.calls == 0
+
+
+class Numbered(torch.utils.data.Sampler):
+    "Counts its own epochs."
+    epoch = 0
+
+    def __len__(self): return 20
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter(torch.randperm(20, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+
+def shy_loaders():
+    "Loaders that keep what decides their order in places of their own."
+    x, y = data(20)
+    items, utils, generator = torch.utils.data.TensorDataset(x, y), torch.utils.data, lambda: torch.Generator().manual_seed(3)
+    sampler = lambda: utils.RandomSampler(items, generator=generator())
+
+    class Flip:
+        def __init__(self): self.mine = generator()
+        def __call__(self, xb, yb): return xb * torch.randn(len(xb), 1, generator=self.mine), yb
+    return {"batch sampler": lambda: utils.DataLoader(items, batch_sampler=utils.BatchSampler(sampler(), 4, False)),
+            "own epochs": lambda: utils.DataLoader(items, 4, sampler=Numbered()), "sampler": lambda: utils.DataLoader(items, 4, sampler=sampler()),
+            "transform": lambda: TensorLoader(x, y, 4, shuffle=True, transform=Flip())}
+
+
+@pytest.mark.parametrize("kind", list(shy_loaders()))
+def test_every_order_of_the_data_is_restored_and_saved(kind, tmp_path):
+    def make(): return Learner(model("plain"), SimpleNamespace(train=shy_loaders()[kind](), valid=None), F.mse_loss, TORCH_SGD, .05)
+    whole, first, second = make(), make(), make()
+    whole.fit(5)
+    first.fit(2)
+    find(first, num_it=8)
+    first.save(tmp_path / "saved")
+    second.load(tmp_path / "saved")
+    for learn in (first, second):
+        learn.fit(3)
+        assert_equal(copied(whole.model.state_dict()), copied(learn.model.state_dict()))
