@@ -8,7 +8,7 @@ __all__ = ['hyper_key', 'read_hyper', 'Recorder', 'in_notebook', 'cells', 'Progr
            'CSVLogger', 'GradientAccumulation', 'GradientClip', 'ablation_explorer', 'TerminateQuietly',
            'ActivationStats']
 
-# %% ../nbs/07_callbacks.ipynb #c0c096e2
+# %% ../nbs/07_callbacks.ipynb #5c39e844
 import csv
 import html
 import inspect
@@ -18,6 +18,7 @@ import os
 import random
 import time
 import weakref
+from operator import attrgetter
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -32,14 +33,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .data import DataLoaders, TensorLoader, write_whole
-from .learner import (Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN, accuracy,
-                                at_least_one, batch_size)
+from .learner import (Callback, CancelFitException, CancelStepException, CancelTrainException, Learner,
+                                TerminateOnNaN, accuracy, at_least_one, batch_size, own_copy)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import SCHEDULER_KEYS, small_net
 
-# %% ../nbs/07_callbacks.ipynb #c6165ad8
+# %% ../nbs/07_callbacks.ipynb #5605b4ca
 def hyper_key(group, name):
     "Where an optimizer's group keeps what we call lr, beta or sqr_beta: `(key, index or None)`; None if nowhere."
     if name in group: return name, None
@@ -68,7 +69,7 @@ class Recorder(Callback):
         if learn.cancelled or not learn.training: return
         group = learn.opt.param_groups[-1]
         self._losses.append(learn.loss.detach())
-        self._hypers.append((group["lr"], read_hyper(group, "beta")))
+        self._hypers.append((own_copy(group["lr"]), own_copy(read_hyper(group, "beta"))))
         if len(self._losses) >= self.fold_after: self._fold()
 
     def _fold(self):
@@ -247,7 +248,7 @@ class EarlyStopping(Watcher):
               f"{learn.epochs_done}.")
         raise CancelFitException
 
-# %% ../nbs/07_callbacks.ipynb #508bf1fa
+# %% ../nbs/07_callbacks.ipynb #fb8e0887
 def random_state(device=None):
     "The state of all random numbers: Python's, NumPy's, torch's, and those of a cuda or mps device."
     state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
@@ -266,22 +267,25 @@ def set_random_state(state, device=None):
 
 
 def loader_state(dls):
-    "What decides the order of the next passes: `epoch` of a `TensorLoader`, the generators of torch's `DataLoader`."
+    """What decides the order of the next passes, by its place, as in "train.epoch" and "train.sampler.generator":
+    the epochs and random generators of loaders and of their samplers, data sets and transforms.
+    """
     state = {}
     for part in ("train", "valid", "test"):
-        loader = getattr(dls, part, None)
-        if isinstance(getattr(loader, "epoch", None), int): state[part, "epoch"] = loader.epoch
-        for owner, where in ((loader, "loader"), (getattr(loader, "sampler", None), "sampler")):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator): state[part, where] = generator.get_state()
+        for place in ("", ".sampler", ".batch_sampler", ".batch_sampler.sampler", ".dataset", ".transform"):
+            try: owner = attrgetter(part + place)(dls)
+            except AttributeError: continue
+            for name, value in {"epoch": getattr(owner, "epoch", None), **getattr(owner, "__dict__", {})}.items():
+                if isinstance(value, torch.Generator): state[f"{part}{place}.{name}"] = value.get_state()
+                elif name == "epoch" and isinstance(value, int): state[f"{part}{place}.{name}"] = value
     return state
 
 
 def set_loader_state(dls, state):
-    for (part, what), value in state.items():
-        loader = getattr(dls, part, None)
-        if what == "epoch": loader.epoch = value
-        else: (loader if what == "loader" else loader.sampler).generator.set_state(value.cpu())
+    for place, value in state.items():
+        owner, _, name = place.rpartition(".")
+        if name == "epoch": attrgetter(owner)(dls).epoch = value
+        else: attrgetter(place)(dls).set_state(value.cpu())
 
 
 def pack(value, tensors):
@@ -308,7 +312,7 @@ def unpack(value, tensors):
     [(kind, parts)] = value.items()
     return {"tuple": tuple, "list": list}[kind](unpack(part, tensors) for part in parts)
 
-# %% ../nbs/07_callbacks.ipynb #7d95da31
+# %% ../nbs/07_callbacks.ipynb #da3c600f
 def save(learn, path):
     """Write model, optimizer, rate, epochs done, the data's next order and the random state to one safetensors file.
 
@@ -361,7 +365,7 @@ def load(learn, path):
     weights, notes = _read(path)
     shapes = lambda tensors: {name: list(t.shape) for name, t in tensors.items()}
     _differences("model", shapes(weights), shapes(learn.model.state_dict()))
-    loaders = lambda state: {f"{part} {what}": "known" for part, what in state}
+    loaders = lambda state: dict.fromkeys(state, "known")
     _differences("kind of loader", loaders(notes["loaders"]), loaders(loader_state(learn.dls)))
     before, state = (learn.opt, learn._lr), notes["optimizer"]
     try:
@@ -433,7 +437,7 @@ class CSVLogger(Callback):
             if new: writer.writeheader()
             writer.writerow(row)
 
-# %% ../nbs/07_callbacks.ipynb #50fe55bc
+# %% ../nbs/07_callbacks.ipynb #ad9ff1b6
 def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -442,7 +446,7 @@ class GradientAccumulation(Callback):
     def __init__(self, n_batches):
         self.n_batches = at_least_one("n_batches", n_batches)
 
-    def before_train(self, learn): self.n_waiting, self.n_samples = 0, 0
+    def before_train(self, learn): self.n_waiting, self.n_samples, self.divided, self.at_the_end = 0, 0, False, False
 
     def before_batch(self, learn): self.mean = None
 
@@ -457,12 +461,30 @@ class GradientAccumulation(Callback):
         self.n_waiting, self.n_samples = self.n_waiting + 1, self.n_samples + batch_size(learn.yb)
 
     def before_step(self, learn):
-        if self.n_waiting < self.n_batches and learn.iter + 1 < learn.n_iter: raise CancelStepException
+        last = self.at_the_end or learn.iter + 1 == learn.n_iter
+        if self.n_waiting < self.n_batches and not last: raise CancelStepException
         for p in _parameters(learn): p.grad.div_(self.n_samples)
-        self.n_waiting, self.n_samples = 0, 0
+        self.divided = True
 
-    def after_cancel_batch(self, learn):
-        if learn.has_grad: self.before_train(learn)  # the loop drops all gradients
+    def after_cancel_step(self, learn):
+        if self.divided:  # somebody else cancels it: a sum again, that goes on waiting
+            for p in _parameters(learn): p.grad.mul_(self.n_samples)
+        self.divided = False
+
+    def after_step(self, learn):
+        if self.divided: self.n_waiting = self.n_samples = 0
+        self.divided = False
+
+    def after_batch(self, learn):
+        if learn.cancelled and learn.has_grad: self.n_waiting = self.n_samples = 0  # the loop drops all gradients
+
+    def after_train(self, learn):
+        "If the last batch was cancelled, or never came, some still wait."
+        cancelled = learn.cancelled
+        if not self.n_waiting or not isinstance(cancelled, (type(None), CancelTrainException)): return
+        self.at_the_end = True
+        try: learn.step()
+        finally: learn.cancelled = cancelled
 
 
 class GradientClip(Callback):

@@ -6,8 +6,8 @@
 __all__ = ['EVENTS', 'FIT', 'EPOCH', 'TRAIN', 'VALIDATE', 'BATCH', 'BACKWARD', 'STEP', 'VALID_BATCH', 'LOOP', 'CANCELS',
            'Callback', 'in_order', 'CancelException', 'CancelStepException', 'CancelBatchException',
            'CancelTrainException', 'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Stage',
-           'Loop', 'Averages', 'SmoothLoss', 'accuracy', 'child_groups', 'spread_lr', 'frozen_norms', 'to_device',
-           'drop_grads', 'batch_size', 'at_least_one', 'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit',
+           'Loop', 'Averages', 'SmoothLoss', 'accuracy', 'child_groups', 'own_copy', 'spread_lr', 'frozen_norms',
+           'to_device', 'drop_grads', 'batch_size', 'at_least_one', 'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit',
            'cancel_explorer', 'TerminateOnNaN', 'ModelResetter', 'RNNRegularizer']
 
 # %% ../nbs/06_learner.ipynb #87eb575a
@@ -140,7 +140,7 @@ class CancelFitException(CancelException):
     "Ends the fit."
     skips, gravity = "fit", 5
 
-# %% ../nbs/06_learner.ipynb #1feba50b
+# %% ../nbs/06_learner.ipynb #03ebac31
 class Stage:
     "A part of the loop that has a before and an after; `caught`: the exceptions that cancel it."
     def __init__(self, name, *caught):
@@ -184,7 +184,8 @@ class Loop:
             except BaseException as error:
                 if _gravity(problem) == _gravity(error) == 9: problem.add_note(f"And then: {error!r}")
                 problem = max(problem, error, key=_gravity)
-        return problem
+        try: return problem
+        finally: del problem  # its traceback holds this frame, which would hold it
 
     def _run(self, callback, event):
         try: getattr(callback, event)(self)
@@ -226,11 +227,15 @@ class Loop:
         self._call("after_loss")
         if self.training:
             self._stage(BACKWARD, self._backward)
-            self._stage(STEP, self._step)
+            self.step()
         self.cancelled = None
 
     def _backward(self):
         self.loss.backward()
+
+    def step(self):
+        "The optimizer's step, with its events."
+        self._stage(STEP, self._step)
 
     def _step(self):
         self.opt.step()
@@ -314,7 +319,7 @@ def _samples_with_nan(xb):
     if not isinstance(xb, torch.Tensor) or xb.sum().isfinite(): return 0
     return int((~xb.isfinite()).reshape(len(xb), -1).any(1).sum())
 
-# %% ../nbs/06_learner.ipynb #83d3a176
+# %% ../nbs/06_learner.ipynb #eb12a048
 def child_groups(model):
     "Parameters by the model's direct children that have any, in order; the model's own, if it has some, come first."
     seen, groups = set(), []
@@ -325,14 +330,19 @@ def child_groups(model):
     return groups
 
 
+def own_copy(value):
+    "A hyperparameter that nobody else changes: of a tensor a copy, a number as it is."
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
 def spread_lr(lr, n_groups):
     """A rate for each of the groups: `lr` for all; `slice(a, b)`: geometric from a to b;
-    `slice(b)`: b / 10 for all but the last.
+    `slice(b)`: b / 10 for all but the last. One that is a tensor gets a copy for each, since torch changes it in place.
     """
-    if not isinstance(lr, slice): return [check_hyper("lr", lr)] * n_groups
+    if not isinstance(lr, slice): return [own_copy(check_hyper("lr", lr)) for _ in range(n_groups)]
     if lr.stop is None or lr.step is not None: raise ValueError(f"lr={lr}: expected slice(first, last) or slice(last).")
-    last = check_hyper("lr", lr.stop)
-    if lr.start is None: return [last / 10] * (n_groups - 1) + [last]
+    last = own_copy(check_hyper("lr", lr.stop))
+    if lr.start is None: return [last / 10 for _ in range(n_groups - 1)] + [last]
     first = check_hyper("lr", lr.start)
     if not 0 < first or not 0 < last: raise ValueError(f"lr={lr}: a geometric series needs rates above 0.")
     if n_groups == 1: return [last]
@@ -396,7 +406,7 @@ def at_least_one(name, value):
     if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
     return whole
 
-# %% ../nbs/06_learner.ipynb #f08da068
+# %% ../nbs/06_learner.ipynb #012c9f48
 class Learner(Loop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
@@ -480,7 +490,8 @@ class Learner(Loop):
             raise ValueError("No learning rate: lr is None, and the optimizer has no default to take. "
                              "Pass one: Learner(…, lr=…) or fit(…, lr=…).") from error
         rates = [group["lr"] for group in self.opt.param_groups]
-        if self._lr is None and all(rate is rates[0] or rate == rates[0] for rate in rates): self._lr = rates[0]
+        if self._lr is None and all(rate is rates[0] or rate == rates[0] for rate in rates):
+            self._lr = own_copy(rates[0])
 
     def fit(self, n_epochs, lr=None, cbs=(), reset_opt=False):
         """Train for n_epochs more; a second fit goes on with the optimizer's state.

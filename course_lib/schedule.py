@@ -7,10 +7,11 @@ __all__ = ['LRFind', 'Snapshot', 'LRFinder', 'lr_find', 'finder_explorer', 'lin'
            'one_cycle', 'warm_restarts', 'write_hyper', 'Scheduler', 'ParamScheduler', 'LRScheduler', 'made_for',
            'fit_one_cycle', 'one_cycle_explorer']
 
-# %% ../nbs/08_learning_rate.ipynb #a694b70f
+# %% ../nbs/08_learning_rate.ipynb #d49d308b
 import copy
 import math
 import warnings
+from collections import deque
 from collections.abc import Mapping
 
 import ipywidgets as widgets
@@ -108,72 +109,78 @@ def _valley(losses):
     first = end - length[end] + 1
     return first + (end - first) // 2
 
-# %% ../nbs/08_learning_rate.ipynb #dae5f369
+# %% ../nbs/08_learning_rate.ipynb #b9928846
 class Snapshot:
-    "What a search can change of a learner, written down; `restore()` is the way back, bit for bit."
+    """What a search can change of a learner, written down; `restore()` is the way back, bit for bit.
+
+    Written down: the model, the optimizer and a loss that is a module, with all tensors, random generators and
+    containers inside, the callbacks, the order of the data, random numbers. Not: arrays and objects of other kinds that
+    a module keeps, attributes of loaders, what a callback has in `__slots__` or changes outside of all these.
+    """
     def __init__(self, learn):
-        self.learn, self.owner, self.tensors, self.containers, self.met = learn, vars(learn).copy(), [], [], set()
-        self.cbs, self.random, self.loaders = list(learn.cbs), random_state(learn.device), loader_state(learn.dls)
-        self.remembered = [(cb, vars(cb).copy()) for cb in learn.cbs]
-        self.grads = []
-        for p in learn.model.parameters():
-            self.tensors.append((p, p.detach().clone()))
-            self.grads.append((p, p.requires_grad, p.grad))
-            if p.grad is not None: self.tensors.append((p.grad, p.grad.detach().clone()))
-        for module in learn.model.modules(): self._written_down(vars(module))
-        self.opt = learn.opt and vars(learn.opt).copy()
-        if learn.opt:
-            self._written_down(learn.opt.param_groups)
-            self._written_down(learn.opt.state)
+        self.learn, self.met, self.tensors, self.leaves, self.containers, self.generators = learn, {}, [], [], [], []
+        self.random, self.loaders = random_state(learn.device), loader_state(learn.dls)
+        for owner in (learn, *learn.cbs): self.containers.append((vars(owner), vars(owner).copy()))
+        for part in (learn.cbs, learn.metrics, learn.model, learn.opt, learn.loss_func): self._write_down(part)
+
+    def _write_down(self, part):
+        "A tensor, generator or container with all that is inside it; a module or an optimizer is one by its attributes."
+        if id(part) in self.met: return
+        self.met[id(part)] = part
+        if isinstance(part, torch.Tensor): return self._write_down_tensor(part)
+        if isinstance(part, torch.Generator): self.generators.append((part, part.get_state()))
+        if isinstance(part, (nn.Module, torch.optim.Optimizer)): part = vars(part)
+        if not isinstance(part, (dict, list, tuple, set, deque)): return
+        if not isinstance(part, tuple): self.containers.append((part, copy.copy(part)))
+        for inside in list(part.values() if isinstance(part, dict) else part): self._write_down(inside)
+
+    def _write_down_tensor(self, tensor):
+        self.tensors.append((tensor, tensor.detach().clone()))
+        if not tensor.is_leaf or tensor.is_inference(): return
+        self.leaves.append((tensor, tensor.data, tensor.requires_grad, tensor.grad))
+        if tensor.grad is not None: self._write_down(tensor.grad)
 
     def give_copies(self):
-        "Let the search change copies of what callbacks remember."
-        for cb, memory in zip(self.cbs, self._copied()): vars(cb).update(memory)
-
-    def _written_down(self, owner):
-        "A dict, list or other container with all that is inside it; tensors are copied where they are first met."
-        if isinstance(owner, torch.Tensor):
-            if not isinstance(owner, nn.Parameter): self.tensors.append((owner, owner.detach().clone()))
-        elif id(owner) not in self.met and isinstance(owner, (dict, list, tuple)):
-            self.met.add(id(owner))
-            parts = list(owner.values()) if isinstance(owner, dict) else list(owner)
-            if not isinstance(owner, tuple): self.containers.append((owner, copy.copy(owner)))
-            for part in parts: self._written_down(part)
-
-    def _copied(self):
-        "What callbacks remember, copied deeply, but for the learner and its parts; what cannot be copied stays shared."
+        "Let the search change deep copies of what callbacks remember, but for what they share with the loop."
         learn = self.learn
-        parts = [learn, learn.model, learn.dls, learn.opt, *learn.model.modules(), *learn.model.parameters(), *self.cbs]
-        memo = {id(part): part for part in parts}
-
-        def copied(value):
-            try: return copy.deepcopy(value, memo)
-            except Exception: pass
-            if isinstance(value, dict): return {key: copied(part) for key, part in value.items()}
-            if isinstance(value, (list, tuple, set)) and type(value) in (list, tuple, set):
-                return type(value)(copied(part) for part in value)
-            return value
-        return [{name: copied(value) for name, value in vars(cb).items()} for cb in self.cbs]
+        loaders = [getattr(learn.dls, part, None) for part in ("train", "valid", "test")]
+        shared = [part for owner in (learn, learn.dls, *loaders)
+                  for part in (owner, *getattr(owner, "__dict__", {}).values())]
+        memo = {**self.met, **{id(part): part for part in shared}}
+        for cb in learn.cbs: vars(cb).update({name: _copied(value, memo) for name, value in vars(cb).items()})
 
     @torch.no_grad()
     def restore(self):
-        learn = self.learn
-        vars(learn).clear()
-        vars(learn).update(self.owner)
-        learn.cbs[:] = self.cbs
-        for cb, memory in self.remembered:
-            vars(cb).clear()
-            vars(cb).update(memory)
+        "The way back, as far as it goes: a tensor that cannot be put back is an error after all the rest."
         for owner, content in self.containers:
             owner.clear()
-            owner.update(content) if isinstance(owner, dict) else owner.extend(content)
-        for p, requires_grad, grad in self.grads:
-            p.requires_grad_(requires_grad)
-            p.grad = grad
-        if self.opt: vars(learn.opt).update(self.opt)
-        for tensor, value in self.tensors: tensor.copy_(value)
-        set_loader_state(learn.dls, self.loaders)
-        set_random_state(self.random, learn.device)
+            owner.extend(content) if hasattr(owner, "extend") else owner.update(content)
+        for tensor, data, requires_grad, grad in self.leaves:
+            tensor.data = data  # of the same type and device again
+            tensor.requires_grad_(requires_grad).grad = grad
+        for generator, state in self.generators: generator.set_state(state)
+        set_loader_state(self.learn.dls, self.loaders)
+        set_random_state(self.random, self.learn.device)
+        _put_back(self.tensors)
+
+
+@torch.inference_mode()  # or tensors that were made in it would refuse
+def _put_back(tensors):
+    "Copy values into tensors; one that cannot be written to, such as an expanded one, may well be as it was."
+    failed = []
+    for tensor, value in tensors:
+        try: tensor.copy_(value)
+        except RuntimeError as error: failed.append((tensor, value, error))
+    for tensor, value, error in failed:
+        if not torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True): raise error
+
+
+def _copied(value, memo):
+    "A deep copy, but for what is in memo; what cannot be copied stays shared."
+    try: return copy.deepcopy(value, memo)
+    except Exception: pass
+    if isinstance(value, dict): return {key: _copied(part, memo) for key, part in value.items()}
+    return type(value)(_copied(part, memo) for part in value) if type(value) in (list, tuple, set) else value
 
 
 class LRFinder(Callback):
@@ -226,7 +233,11 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
         learn.cbs = [cb for cb in learn.cbs if cb.in_lr_find]
         if learn.lr is None and learn.opt is None: learn.lr = start_lr
         learn.fit(num_it, cbs=[finder])
-    finally: before.restore()
+    finally:
+        try: before.restore()
+        except KeyboardInterrupt:  # an impatient one: restoring can be done again, but not by half
+            before.restore()
+            raise
     return finder.found()
 
 

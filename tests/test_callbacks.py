@@ -21,7 +21,9 @@ import course_lib.callbacks
 from course_lib.adam import Adam, AdamW
 from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
                                   SaveBest)
-from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelStepException, CancelValidateException, Learner, TerminateOnNaN)
+from course_lib.data import TensorLoader
+from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
+                                CancelValidateException, Learner, TerminateOnNaN)
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
@@ -744,9 +746,8 @@ def accumulated(batches, n, n_epochs, optimizer, skip=(), drops=False, clip=None
             number += 1
             if number in skip:
                 if drops: waiting = []
-                continue
-            waiting.append(batch)
-            if len(waiting) < n and i + 1 < len(batches): continue
+            else: waiting.append(batch)
+            if not waiting or len(waiting) < n and i + 1 < len(batches): continue
             x, y = (torch.cat(part) for part in zip(*waiting))
             optimizer.zero_grad()
             F.mse_loss(net(x), y).backward()
@@ -884,3 +885,74 @@ def test_nothing_to_watch_or_to_plot():
     (lambda: EarlyStopping(min_delta=math.nan), "min_delta"), (lambda: SaveBest("x", "f1"), "mode="), (lambda: ActivationStats(every=0), "every")])
 def test_bad_arguments_are_refused_at_once(bad, text):
     with pytest.raises(ValueError, match=text): bad()
+
+
+# What a review found
+
+class Show(Callback):
+    "The gradient at each step that is made."
+    run_after = (GradientAccumulation,)
+
+    def __init__(self): self.grads = []
+
+    def before_step(self, learn): self.grad = [p.grad.clone() for p in learn.model.parameters()]
+
+    def after_step(self, learn):
+        if not learn.cancelled: self.grads.append(torch.cat([g.flatten() for g in self.grad]))
+
+
+def minus_two(n=16, size=4):
+    "A model whose every sample has the gradient -2."
+    line, x = nn.Linear(1, 1, bias=False), torch.ones(n, 1)
+    line.weight.data.zero_()
+    return line, SimpleNamespace(train=TensorLoader(x, x, size), valid=None)
+
+
+def test_a_step_that_somebody_else_cancels_spoils_no_accumulated_gradient():
+    class SkipStep(Callback):
+        run_after, n = (GradientAccumulation,), 0
+
+        def before_step(self, learn):
+            self.n += 1
+            if self.n == 1: raise CancelStepException
+    show = Show()
+    Learner(*minus_two(), F.mse_loss, SGD, 0., cbs=[GradientAccumulation(2), SkipStep(), show]).fit(1)
+    assert [g.tolist() for g in show.grads] == [[-2.], [-2.]]  # of the batches 0 to 2, and of the last
+
+
+@pytest.mark.parametrize("exception", [CancelBatchException, CancelTrainException])
+@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss"])
+def test_what_waits_is_stepped_though_the_last_batch_is_cancelled(event, exception):
+    class Cancel(Callback):
+        def act(self, learn):
+            if learn.training and learn.iter == 3: raise exception
+    setattr(cancel := Cancel(), event, cancel.act)
+    show, clip = Show(), GradientClip(max_norm=1.)
+    learn = Learner(*minus_two(), F.mse_loss, SGD, .1, cbs=[GradientAccumulation(2), cancel, show, clip])
+    learn.fit(1)
+    assert [g.tolist() for g in show.grads][0] == [-2.] and len(show.grads) == 2
+    assert learn.model.weight.item() == pytest.approx(.2) and clip.norm.item() == pytest.approx(1.8)  # clipped to .1 each
+    assert learn.model.weight.grad is None
+
+
+@pytest.mark.parametrize("exception, n_steps", [(CancelTrainException, 1), (CancelEpochException, 1), (ValueError, 1)])
+def test_nothing_is_stepped_at_the_end_where_nothing_may_be(exception, n_steps):
+    "A gradient that was dropped, an epoch or fit that is over."
+    class Stop(Callback):
+        event = "after_backward" if exception is CancelTrainException else "before_batch"
+
+        def act(self, learn):
+            if learn.training and learn.iter == 3: raise exception
+    setattr(stop := Stop(), Stop.event, stop.act)
+    show = Show()
+    try: Learner(*minus_two(), F.mse_loss, SGD, .1, cbs=[GradientAccumulation(2), stop, show]).fit(1)
+    except ValueError: pass
+    assert len(show.grads) == n_steps
+
+
+def test_a_loader_with_fewer_batches_than_it_said():
+    line, dls = minus_two()
+    batches, show = list(dls.train)[:3], Show()
+    dls.train = type("Short", (), {"__len__": lambda self: 5, "__iter__": lambda self: iter(batches)})()
+    Learner(line, dls, F.mse_loss, SGD, 0., cbs=[GradientAccumulation(2), show]).fit(1)
+    assert [g.tolist() for g in show.grads] == [[-2.], [-2.]]

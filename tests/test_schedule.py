@@ -1036,7 +1036,7 @@ def test_what_cannot_be_put_back_is_an_error_after_all_the_rest():
     learn = Learner(Masked(), loaders(), F.mse_loss, TORCH_SGD, .05)
     before, row = copied(dict(learn.model.named_parameters())), torch.ones(1, 1)
     learn.model.mask = row.expand(4, 1)
-    learn.cbs = [Once("after_loss", lambda learn: row.fill_(.5))]
+    learn.cbs = [Once("after_batch", lambda learn: row.fill_(.5))]
     with pytest.raises(RuntimeError, match="single memory location"): find(learn, num_it=8)
     assert_equal(before, copied(dict(learn.model.named_parameters())))
     assert learn.dls.train.epoch == 0 and learn.opt is None
