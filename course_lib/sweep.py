@@ -185,7 +185,7 @@ class _Recorded:
         self.inputs, self.graph = (xb.clone(), yb.clone()), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph): self.losses = self.step(*self.inputs)
 
-# %% ../nbs/09_sweep.ipynb #bd14ca73
+# %% ../nbs/09_sweep.ipynb #b2faa6ec
 CHUNK_BYTES = 24 * 2 ** 20  # on a CPU: what is larger than 32 MiB is given back after use, and page-faulted anew
 
 
@@ -335,6 +335,15 @@ class Sweep:
             rows = self._done == done
             last[rows] = self._loss[rows, max(0, done - n_last):done].mean(-1)
         return last.nan_to_num(math.inf, posinf=math.inf).view(self.shape)
+
+    def ridge(self, within=.25):
+        """The middle of the good values of the first axis, for each value of the others: the geometric mean of those
+        whose `final` loss is within a quarter of the lowest.
+        """
+        final = self.final().cpu()
+        good = final <= (1 + within) * final.amin(0)
+        logs = self.values[0].double().log().view(-1, *[1] * (final.ndim - 1))
+        return (torch.where(good, logs, 0).sum(0) / good.sum(0)).exp()
 
     @property
     def diverged(self):
