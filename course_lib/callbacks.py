@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['hyper_key', 'read_hyper', 'Recorder', 'in_notebook', 'cells', 'Progress', 'Watcher', 'EarlyStopping', 'random_state',
-           'set_random_state', 'loader_state', 'set_loader_state', 'pack', 'unpack', 'save', 'load', 'SaveBest',
-           'CSVLogger', 'GradientAccumulation', 'GradientClip', 'ablation_explorer', 'TerminateQuietly',
-           'ActivationStats']
+           'set_random_state', 'pack', 'unpack', 'save', 'load', 'SaveBest', 'CSVLogger', 'GradientAccumulation',
+           'GradientClip', 'ablation_explorer', 'TerminateQuietly', 'ActivationStats']
 
-# %% ../nbs/07_callbacks.ipynb #5c39e844
+# %% ../nbs/07_callbacks.ipynb #d71b5f33
+import contextlib
 import csv
 import html
 import inspect
@@ -18,7 +18,6 @@ import os
 import random
 import time
 import weakref
-from operator import attrgetter
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -34,7 +33,8 @@ from torch import nn
 
 from .data import DataLoaders, TensorLoader, write_whole
 from .learner import (Callback, CancelFitException, CancelStepException, CancelTrainException, Learner,
-                                TerminateOnNaN, accuracy, at_least_one, batch_size, own_copy)
+                                TerminateOnNaN, accuracy, at_least_one, batch_size, loader_state, own_copy,
+                                set_loader_state)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
@@ -197,7 +197,7 @@ class Progress(Callback):
         else: self.handle = display(bundle, raw=True, display_id=True)
         self.shown = time.perf_counter()
 
-# %% ../nbs/07_callbacks.ipynb #db876a5e
+# %% ../nbs/07_callbacks.ipynb #3ce36bb6
 class Watcher(Callback):
     """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
 
@@ -217,6 +217,11 @@ class Watcher(Callback):
             raise ValueError(f"Is a smaller or a larger {monitor} better? Say mode='min' or mode='max'; got {mode!r}.")
         if not min_delta >= 0: raise ValueError(f"min_delta must be at least 0, not {min_delta}.")
         self.monitor, self.mode, self.min_delta, self.best = monitor, mode, min_delta, None
+
+    def has_news(self, learn):
+        "Is there a value of this epoch to look at? Not if it was cancelled, or the validation that gives it."
+        validated = learn.dls.valid is None or "valid_loss" in learn.results
+        return not learn.cancelled and (validated or self.monitor in learn.results)
 
     def improved(self, learn):
         "Is this epoch's value better than the best so far? Then it is the best now."
@@ -239,7 +244,7 @@ class EarlyStopping(Watcher):
     def before_fit(self, learn): self.best, self.waited = None, 0
 
     def after_epoch(self, learn):
-        if learn.cancelled: return
+        if not self.has_news(learn): return
         self.waited = 0 if self.improved(learn) else self.waited + 1
         if self.waited < self.patience: return
         best = "never a number" if self.best is None else f"{self.best:.4g}"
@@ -248,7 +253,7 @@ class EarlyStopping(Watcher):
               f"{learn.epochs_done}.")
         raise CancelFitException
 
-# %% ../nbs/07_callbacks.ipynb #fb8e0887
+# %% ../nbs/07_callbacks.ipynb #4224e5ba
 def random_state(device=None):
     "The state of all random numbers: Python's, NumPy's, torch's, and those of a cuda or mps device."
     state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}
@@ -264,28 +269,6 @@ def set_random_state(state, device=None):
     if device is not None and device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     if device is not None and device.type == "mps" and "mps" in state: torch.mps.set_rng_state(state["mps"].cpu())
-
-
-def loader_state(dls):
-    """What decides the order of the next passes, by its place, as in "train.epoch" and "train.sampler.generator":
-    the epochs and random generators of loaders and of their samplers, data sets and transforms.
-    """
-    state = {}
-    for part in ("train", "valid", "test"):
-        for place in ("", ".sampler", ".batch_sampler", ".batch_sampler.sampler", ".dataset", ".transform"):
-            try: owner = attrgetter(part + place)(dls)
-            except AttributeError: continue
-            for name, value in {"epoch": getattr(owner, "epoch", None), **getattr(owner, "__dict__", {})}.items():
-                if isinstance(value, torch.Generator): state[f"{part}{place}.{name}"] = value.get_state()
-                elif name == "epoch" and isinstance(value, int): state[f"{part}{place}.{name}"] = value
-    return state
-
-
-def set_loader_state(dls, state):
-    for place, value in state.items():
-        owner, _, name = place.rpartition(".")
-        if name == "epoch": attrgetter(owner)(dls).epoch = value
-        else: attrgetter(place)(dls).set_state(value.cpu())
 
 
 def pack(value, tensors):
@@ -312,33 +295,62 @@ def unpack(value, tensors):
     [(kind, parts)] = value.items()
     return {"tuple": tuple, "list": list}[kind](unpack(part, tensors) for part in parts)
 
-# %% ../nbs/07_callbacks.ipynb #da3c600f
+# %% ../nbs/07_callbacks.ipynb #e058436c
+def _modules(learn):
+    "What has a state, by name: the model (the one that `torch.compile` was given), and a loss that is a module."
+    parts = {"model": learn.model, "loss_func": learn.loss_func}
+    return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def _weights(learn):
+    "name -> tensor, or what else a module calls its state."
+    return {f"{part}.{name}": value for part, module in _modules(learn).items()
+            for name, value in module.state_dict().items()}
+
+
+def _layout(learn):
+    "What must agree in two optimizers: groups, the parameters in them, hyperparameters, steps; all by name."
+    names = {id(p): f"{part}.{name}" for part, module in _modules(learn).items()
+             for name, p in module.named_parameters()}
+    opt, groups = learn.opt, learn.opt.param_groups
+    steppers = [getattr(stepper, "func", stepper) for stepper in getattr(opt, "steppers", [])]  # inside of a partial
+    return {"its kind": " → ".join([type(opt).__name__, *(getattr(s, "__name__", type(s).__name__) for s in steppers)]),
+            "the number of groups": len(groups),
+            **{f"the number of parameters in group {i}": len(group["params"]) for i, group in enumerate(groups)},
+            **{name: "set" for group in groups for name in sorted(group.keys() - {"params", *SCHEDULER_KEYS})},
+            **{f"parameter {j} of group {i}": names.get(id(p), f"one of shape {list(p.shape)}")
+               for i, group in enumerate(groups) for j, p in enumerate(group["params"])}}
+
+
 def save(learn, path):
     """Write model, optimizer, rate, epochs done, the data's next order and the random state to one safetensors file.
 
-    The model's tensors are called `model.…` in it, as in its state dict. Raises `ValueError` for a state that
-    only pickle could hold, and leaves a file that was there before as it was if anything goes wrong.
+    The model's tensors are called `model.…` as in its state dict, those of a loss that is a module, `loss_func.…`.
+    Raises `ValueError` for a state that only pickle could hold, and leaves a file that was there before as it was if
+    anything goes wrong.
     """
-    tensors = {f"model.{name}": value for name, value in learn.model.state_dict().items()}
-    notes = {"optimizer": learn.opt and learn.opt.state_dict(), "lr": learn.lr, "epochs_done": learn.epochs_done,
-             "random": random_state(learn.device), "loaders": loader_state(learn.dls)}
+    weights = _weights(learn)
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    notes = {"optimizer": learn.opt and learn.opt.state_dict(), "layout": learn.opt and _layout(learn), "lr": learn.lr,
+             "epochs_done": learn.epochs_done, "random": random_state(learn.device), "loaders": loader_state(learn.dls),
+             "extra": {name: value for name, value in weights.items() if name not in tensors}}
     notes = json.dumps({"learner": 1, **{name: pack(value, tensors) for name, value in notes.items()}})
     whole = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     write_whole(Path(path), safetensors.torch.save(whole, {"learner": notes}))
 
 
 def _read(path):
-    "The tensors and notes of a file that `save` wrote."
+    "The weights and notes of a file that `save` wrote."
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # or they would stay the file's
             notes = file.metadata()["learner"]
         notes = {name: unpack(value, tensors) for name, value in json.loads(notes).items()}
-        for name in ("optimizer", "lr", "epochs_done", "random", "loaders"): notes[name]
+        for name in ("optimizer", "layout", "lr", "epochs_done", "random", "loaders", "extra"): notes[name]
     except FileNotFoundError: raise FileNotFoundError(f"There is no file {path} to load.") from None
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole file that Learner.save wrote ({error}).") from error
-    return {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}, notes
+    return {name: v for name, v in tensors.items() if not name.startswith("state.")} | notes["extra"], notes
 
 
 def _differences(what, saved, here):
@@ -349,12 +361,24 @@ def _differences(what, saved, here):
                              f"{here.get(name, 'missing')} here.")
 
 
-def _groups(state):
-    "What must agree in two optimizers: the numbers of groups and of their parameters, and the hyperparameters' names."
-    groups = state["param_groups"]
-    return {"the number of groups": len(groups),
-            **{f"the number of parameters in group {i}": len(group["params"]) for i, group in enumerate(groups)},
-            **{name: "set" for group in groups for name in sorted(group.keys() - {"params", *SCHEDULER_KEYS})}}
+def _kinds(weights):
+    return {name: f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+            if isinstance(value, torch.Tensor) else "no tensor" for name, value in weights.items()}
+
+
+@contextlib.contextmanager
+def _all_or_nothing(learn):
+    "If the block raises, weights, optimizer, order of the data and random numbers are as they were before it."
+    weights = [(value, value.clone()) for value in _weights(learn).values() if isinstance(value, torch.Tensor)]
+    owners = [(vars(owner), vars(owner).copy()) for owner in (learn, learn.opt) if owner is not None]
+    order, numbers = loader_state(learn.dls), random_state(learn.device)
+    try: yield
+    except BaseException:
+        for owner, content in owners: owner.update(content)
+        for value, before in weights: value.copy_(before)
+        set_random_state(numbers, learn.device)
+        set_loader_state(learn.dls, order)
+        raise
 
 
 def load(learn, path):
@@ -363,32 +387,28 @@ def load(learn, path):
     Raises `ValueError` for a damaged file and for another model or optimizer, and changes nothing then.
     """
     weights, notes = _read(path)
-    shapes = lambda tensors: {name: list(t.shape) for name, t in tensors.items()}
-    _differences("model", shapes(weights), shapes(learn.model.state_dict()))
-    loaders = lambda state: dict.fromkeys(state, "known")
-    _differences("kind of loader", loaders(notes["loaders"]), loaders(loader_state(learn.dls)))
-    before, state = (learn.opt, learn._lr), notes["optimizer"]
-    try:
-        if state and learn.opt is None:
-            learn._lr = notes["lr"]
-            learn.make_opt()
-        if state:
-            _differences("optimizer", _groups(state), _groups(learn.opt.state_dict()))
-            learn.opt.load_state_dict(state)
-    except BaseException:
-        learn.opt, learn._lr = before
-        raise
-    learn._lr = notes["lr"]
-    if not state: learn.opt = None
-    learn.model.load_state_dict(weights)
-    learn.epochs_done = notes["epochs_done"]
-    set_loader_state(learn.dls, notes["loaders"])
-    set_random_state(notes["random"], learn.device)
+    known = lambda state: dict.fromkeys(state, "known")
+    _differences("model", _kinds(weights), _kinds(_weights(learn)))
+    _differences("kind of loader", known(notes["loaders"]), known(loader_state(learn.dls)))
+    with _all_or_nothing(learn):
+        if notes["optimizer"] is None: learn.opt = None
+        else:
+            if learn.opt is None:
+                learn._lr = notes["lr"]
+                learn.make_opt()
+            _differences("optimizer", notes["layout"], _layout(learn))
+            learn.opt.load_state_dict(notes["optimizer"])
+        for part, module in _modules(learn).items():
+            module.load_state_dict({name.removeprefix(f"{part}."): value for name, value in weights.items()
+                                    if name.startswith(f"{part}.")})
+        learn.epochs_done, learn._lr = notes["epochs_done"], notes["lr"]
+        set_loader_state(learn.dls, notes["loaders"])
+        set_random_state(notes["random"], learn.device)
 
 
 Learner.save, Learner.load = save, load
 
-# %% ../nbs/07_callbacks.ipynb #f03a5ff1
+# %% ../nbs/07_callbacks.ipynb #c6d7354c
 class SaveBest(Watcher):
     """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to it.
 
@@ -402,11 +422,13 @@ class SaveBest(Watcher):
         if self.learner is None or self.learner() is not learn: self.best, self.learner = None, weakref.ref(learn)
 
     def after_epoch(self, learn):
-        if not learn.cancelled and self.improved(learn): learn.save(self.path)
+        if self.has_news(learn) and self.improved(learn): learn.save(self.path)
 
 
 class CSVLogger(Callback):
     """Writes a line of results for each epoch to a CSV file, at once, so that a crash loses nothing.
+
+    The cells of a validation that was cancelled stay empty.
 
     append: go on with a file that is there; without it, such a file is refused (`FileExistsError`), not overwritten.
     """
@@ -425,16 +447,18 @@ class CSVLogger(Callback):
 
     def after_epoch(self, learn):
         if learn.cancelled: return
-        row = {"epoch": learn.epochs_done, **learn.results, "seconds": round(time.perf_counter() - self.began, 3)}
-        new = not self.path.exists() or not self.path.stat().st_size
-        if not new:
-            with self.path.open(newline="") as file: head = next(csv.reader(file), [])
+        row = {"epoch": learn.epochs_done, **dict.fromkeys(learn.result_names, ""), **learn.results,
+               "seconds": round(time.perf_counter() - self.began, 3)}
+        written = self.path.read_bytes().decode() if self.path.exists() else ""
+        if written:
+            head = next(csv.reader(written.splitlines()))
             if head != list(row): raise ValueError(f"{self.path} has the columns {head}, and this fit gives "
                                                    f"{list(row)}.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
-            if new: writer.writeheader()
+            if not written: writer.writeheader()
+            elif not written.endswith("\n"): file.write("\r\n")  # a crash cut the last line short
             writer.writerow(row)
 
 # %% ../nbs/07_callbacks.ipynb #ad9ff1b6

@@ -7,14 +7,16 @@ __all__ = ['EVENTS', 'FIT', 'EPOCH', 'TRAIN', 'VALIDATE', 'BATCH', 'BACKWARD', '
            'Callback', 'in_order', 'CancelException', 'CancelStepException', 'CancelBatchException',
            'CancelTrainException', 'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Stage',
            'Loop', 'Averages', 'SmoothLoss', 'accuracy', 'child_groups', 'own_copy', 'spread_lr', 'frozen_norms',
-           'to_device', 'drop_grads', 'batch_size', 'at_least_one', 'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit',
-           'cancel_explorer', 'TerminateOnNaN', 'ModelResetter', 'RNNRegularizer']
+           'on_tensors', 'to_device', 'loader_state', 'set_loader_state', 'drop_grads', 'batch_size', 'at_least_one',
+           'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit', 'cancel_explorer', 'TerminateOnNaN', 'ModelResetter',
+           'RNNRegularizer']
 
-# %% ../nbs/06_learner.ipynb #87eb575a
+# %% ../nbs/06_learner.ipynb #1c19096c
 import contextlib
 import difflib
 import inspect
 import math
+import numbers
 import operator
 import re
 import warnings
@@ -37,7 +39,7 @@ EVENTS = ("before_fit", "before_epoch",
           "before_validate", "after_validate", "after_epoch", "after_fit",
           *(f"after_cancel_{stage}" for stage in ("step", "batch", "train", "validate", "epoch", "fit")))
 
-# %% ../nbs/06_learner.ipynb #85974ec1
+# %% ../nbs/06_learner.ipynb #2035ec6e
 class Callback:
     """Something that happens at events of the loop: a method for each of them, `def after_loss(self, learn)`.
 
@@ -62,6 +64,9 @@ class Callback:
 def _check_method(cls, name, method):
     "Raises `ValueError` for a method named like an event that is none, and for an event's that takes no learner."
     if name in EVENTS:
+        kinds = inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction
+        if any(is_one(method) for is_one in kinds):
+            raise ValueError(f"{cls.__name__}.{name} must be a plain function: with async or yield it would never run.")
         try: inspect.signature(method).bind("self", "learn")
         except TypeError: raise ValueError(f"{cls.__name__}.{name} must take the learner: "
                                            f"def {name}(self, learn).") from None
@@ -246,7 +251,7 @@ def _gravity(problem):
     if problem is None: return -1
     return problem.gravity if isinstance(problem, CancelException) else 9
 
-# %% ../nbs/06_learner.ipynb #1b272c13
+# %% ../nbs/06_learner.ipynb #cf30a9df
 class Averages:
     """Averages over the batches of a pass, each weighed by its number of samples, and the smoothed training loss.
 
@@ -314,14 +319,18 @@ def _check_mean(what, value):
     return value
 
 
+def _as_tensor(value): return torch.tensor(float(value)) if isinstance(value, numbers.Real) else value
+
+
 def _samples_with_nan(xb):
     "How many of a batch's inputs hold NaN or inf."
     if not isinstance(xb, torch.Tensor) or xb.sum().isfinite(): return 0
     return int((~xb.isfinite()).reshape(len(xb), -1).any(1).sum())
 
-# %% ../nbs/06_learner.ipynb #eb12a048
+# %% ../nbs/06_learner.ipynb #f92ab9ff
 def child_groups(model):
     "Parameters by the model's direct children that have any, in order; the model's own, if it has some, come first."
+    model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
     seen, groups = set(), []
     for parameters in (model.parameters(recurse=False), *(child.parameters() for child in model.children())):
         group = [p for p in parameters if id(p) not in seen]
@@ -359,12 +368,39 @@ def frozen_norms(model):
     return norms
 
 
+def on_tensors(function, x):
+    "x with each tensor in it, also inside of tuples, lists and dicts, replaced by function(tensor)."
+    if isinstance(x, torch.Tensor): return function(x)
+    if isinstance(x, dict): return {name: on_tensors(function, value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)): return getattr(x, "_make", type(x))(on_tensors(function, value) for value in x)
+    return x
+
+
 def to_device(x, device):
     "A tensor, or tuples, lists and dicts of them, on the device; the rest as it is."
-    if isinstance(x, torch.Tensor): return x.to(device, non_blocking=True)
-    if isinstance(x, dict): return {name: to_device(value, device) for name, value in x.items()}
-    if isinstance(x, (list, tuple)): return getattr(x, "_make", type(x))(to_device(value, device) for value in x)
-    return x
+    return on_tensors(lambda tensor: tensor.to(device, non_blocking=True), x)
+
+
+def loader_state(dls):
+    """What decides the order of the next passes, by its place, as in "train.epoch" and "train.sampler.generator":
+    the epochs and random generators of loaders and of their samplers, data sets and transforms.
+    """
+    state = {}
+    for part in ("train", "valid", "test"):
+        for place in ("", ".sampler", ".batch_sampler", ".batch_sampler.sampler", ".dataset", ".transform"):
+            try: owner = operator.attrgetter(part + place)(dls)
+            except AttributeError: continue
+            for name, value in {"epoch": getattr(owner, "epoch", None), **getattr(owner, "__dict__", {})}.items():
+                if isinstance(value, torch.Generator): state[f"{part}{place}.{name}"] = value.get_state()
+                elif name == "epoch" and isinstance(value, int): state[f"{part}{place}.{name}"] = value
+    return state
+
+
+def set_loader_state(dls, state):
+    for place, value in state.items():
+        owner, _, name = place.rpartition(".")
+        if name == "epoch": operator.attrgetter(owner)(dls).epoch = value
+        else: operator.attrgetter(place)(dls).set_state(value.cpu())
 
 
 def drop_grads(opt):
@@ -406,7 +442,7 @@ def at_least_one(name, value):
     if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
     return whole
 
-# %% ../nbs/06_learner.ipynb #012c9f48
+# %% ../nbs/06_learner.ipynb #c584133e
 class Learner(Loop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
@@ -434,7 +470,7 @@ class Learner(Loop):
         self.dl = self.xb = self.yb = self.pred = self.loss = self.cancelled = None
         self.n_epoch = self.n_iter = self.epoch = self.iter = self.train_iter = 0
         self.pct_train, self.training, self._at, self._lr = 0., False, None, None
-        self._ready, self.has_grad, self._silent = False, False, set()
+        self._ready, self.has_grad, self._silent, self._looked = False, False, set(), False
         self.lr = lr
         in_order(self.cbs)
 
@@ -477,6 +513,11 @@ class Learner(Loop):
         self._smooth.value = value
 
     @property
+    def result_names(self):
+        "What an epoch's results are called; those of its validation are missing where that is cancelled."
+        return ["train_loss"] + (["valid_loss", *map(_metric_name, self.metrics)] if self.dls.valid is not None else [])
+
+    @property
     def device(self): return next((p.device for p in self.model.parameters()), None)
 
     def make_opt(self):
@@ -486,6 +527,8 @@ class Learner(Loop):
         else: params = [{"params": g, "lr": rate} for g, rate in zip(groups, spread_lr(self._lr, len(groups)))]
         try: self.opt = self.opt_func(params)
         except (TypeError, ValueError) as error:
+            if not groups: raise ValueError("The model has no parameters, so there is nothing to train; "
+                                            "validate and predict need none.") from error
             if self._lr is not None or not re.search(r"\blr\b", str(error)): raise
             raise ValueError("No learning rate: lr is None, and the optimizer has no default to take. "
                              "Pass one: Learner(…, lr=…) or fit(…, lr=…).") from error
@@ -500,20 +543,21 @@ class Learner(Loop):
         Errors of callbacks come out unchanged, with a note that names callback and event; the learner can fit again.
         """
         if self._at: raise RuntimeError("This learner is in the middle of a fit; another one cannot begin inside it.")
-        n_epochs, cbs = at_least_one("n_epochs", n_epochs), _listed("cbs", cbs)
+        n_epochs, cbs = at_least_one("n_epochs", n_epochs), in_order([*self.cbs, *_listed("cbs", cbs)])
+        self.n_iter = _n_batches(self.dls.train, "training")
+        if self.dls.valid is not None: _n_batches(self.dls.valid, "validation")
         self.lr = lr
         if self.opt is None or reset_opt: self.make_opt()
         self.lr = self._lr
-        self.n_epoch, self.n_iter = n_epochs, _n_batches(self.dls.train, "training")
-        if self.dls.valid is not None: _n_batches(self.dls.valid, "validation")
-        self.epoch = self.iter = self.train_iter = 0
+        self.n_epoch, self.epoch, self.iter, self.train_iter, self._looked = n_epochs, 0, 0, 0, False
         self.pct_train, self._smooth, self.loss, self.results, self.dl = 0., SmoothLoss(), None, {}, None
-        with self._callbacks([*self.cbs, *cbs]):
+        with self._callbacks(cbs):
             try: self._stage(FIT, self._fit)
             except BaseException as error:
                 error.add_note(f"(in {self.where()}; the learner can fit again)")
                 raise
-            finally: self.cancelled = None
+            finally:  # whatever was computed last need not stay as a graph
+                self.cancelled, self.pred, self.loss = None, *on_tensors(torch.Tensor.detach, (self.pred, self.loss))
 
     def validate(self, dl=None):
         """Average loss and metrics of a pass over `dl`, by default the validation set: name -> number.
@@ -531,7 +575,7 @@ class Learner(Loop):
                     if fitting: raise  # it is the fit's
                 return self.averages.results()
             finally:
-                for name, value in before.items(): setattr(self, name, value)
+                vars(self).update(before)
 
     @torch.no_grad()
     def predict(self, x):
@@ -572,12 +616,14 @@ class Learner(Loop):
     @contextlib.contextmanager
     def _callbacks(self, cbs):
         "These callbacks, in their order, as long as the block lasts."
-        before, self.fit_cbs = (self._at, self.fit_cbs, self._silent), in_order(cbs)
-        self._at = {event: [cb for cb in self.fit_cbs if hasattr(cb, event)] for event in EVENTS}
-        inner = {BACKWARD: EVENTS[6:8], STEP: (*EVENTS[8:10], EVENTS[16])}
-        self._silent = {stage for stage, events in inner.items() if not any(self._at[event] for event in events)}
-        if not self.fit_cbs: self._silent |= {BATCH, VALID_BATCH}
-        try: yield
+        before = self._at, self.fit_cbs, self._silent
+        try:
+            self.fit_cbs = in_order(cbs)
+            self._at = {event: [cb for cb in self.fit_cbs if hasattr(cb, event)] for event in EVENTS}
+            inner = {BACKWARD: EVENTS[6:8], STEP: (*EVENTS[8:10], EVENTS[16])}
+            self._silent = {stage for stage, events in inner.items() if not any(self._at[event] for event in events)}
+            if not self.fit_cbs: self._silent |= {BATCH, VALID_BATCH}
+            yield
         finally: self._at, self.fit_cbs, self._silent = before
 
     def _begin(self, dl, training):
@@ -593,8 +639,9 @@ class Learner(Loop):
 
     def _taken(self, batch):
         "A pass's first batch, looked at and moved to the model's device; the others too, if that had to be moved."
-        try: xb, yb = batch
-        except (TypeError, ValueError): raise ValueError(f"A loader gives pairs (xb, yb), not {batch!r:.80}") from None
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"A loader gives pairs (xb, yb), not {_short(batch)}.")
+        xb, yb = batch
         if not self.iter and self.training and _samples_with_nan(xb):
             raise ValueError("The first training batch holds NaN or inf. Clean the data, or leave such samples out.")
         devices = {x.device if isinstance(x, torch.Tensor) else None for x in (xb, yb)}
@@ -627,7 +674,7 @@ class Learner(Loop):
         if self.cancelled: return
         values = _check_mean("The loss", self.loss).detach(),
         if not self.training: values += *(
-            _check_mean(f"The metric {_metric_name(metric)}", metric(self.pred, self.yb))
+            _check_mean(f"The metric {_metric_name(metric)}", _as_tensor(metric(self.pred, self.yb)))
             for metric in self.metrics),
         self.averages.add(values, batch_size(self.yb))
 
@@ -638,13 +685,19 @@ class Learner(Loop):
 
     def _check_finite(self):
         if not self.training or self.cancelled or self.loss is None or (loss := self.loss.detach()).isfinite(): return
-        epoch = getattr(self.dl, "epoch", None)
-        n_bad = sum(_samples_with_nan(xb) for xb, _ in self.dl)
-        if epoch is not None: self.dl.epoch = epoch
-        if n_bad: raise ValueError(f"{n_bad:,} training input{'s hold' if n_bad > 1 else ' holds'} NaN or inf. "
-                                   "Clean the data, or leave such samples out.")
+        if n_bad := self._bad_inputs():
+            raise ValueError(f"{n_bad:,} training input{'s hold' if n_bad > 1 else ' holds'} NaN or inf. "
+                             "Clean the data, or leave such samples out.")
         warnings.warn(f"At the end of epoch {self.epoch + 1} the training loss is {loss:.3g}: the run has blown up. "
                       "A smaller learning rate helps; TerminateOnNaN() stops at the first such batch.", stacklevel=2)
+
+    def _bad_inputs(self):
+        "How many training inputs hold NaN or inf, looked for once in a fit; the data's order and random numbers stay."
+        if self._looked: return 0
+        self._looked, order = True, loader_state(self.dls)
+        try:
+            with torch.random.fork_rng(devices=[]): return sum(_samples_with_nan(xb) for xb, _ in self.dl)
+        finally: set_loader_state(self.dls, order)
 
     def __repr__(self):
         n, opt = sum(p.numel() for p in self.model.parameters()), getattr(self.opt_func, "__name__", self.opt_func)

@@ -7,7 +7,7 @@ __all__ = ['LRFind', 'Snapshot', 'LRFinder', 'lr_find', 'finder_explorer', 'lin'
            'one_cycle', 'warm_restarts', 'write_hyper', 'Scheduler', 'ParamScheduler', 'LRScheduler', 'made_for',
            'fit_one_cycle', 'one_cycle_explorer']
 
-# %% ../nbs/08_learning_rate.ipynb #d49d308b
+# %% ../nbs/08_learning_rate.ipynb #11a6f67c
 import copy
 import math
 import warnings
@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import lr_scheduler
 
-from .callbacks import (Recorder, hyper_key, loader_state, random_state, read_hyper, set_loader_state,
-                                  set_random_state)
+from .callbacks import Recorder, hyper_key, random_state, read_hyper, set_random_state
 from .data import DataLoaders, TensorLoader
 from .learner import (Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN,
-                                accuracy, at_least_one, spread_lr)
+                                accuracy, at_least_one, _listed, loader_state, set_loader_state, spread_lr)
 from .live import LiveFigure, explore, in_turns
 from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
@@ -109,7 +108,7 @@ def _valley(losses):
     first = end - length[end] + 1
     return first + (end - first) // 2
 
-# %% ../nbs/08_learning_rate.ipynb #b9928846
+# %% ../nbs/08_learning_rate.ipynb #552071cb
 class Snapshot:
     """What a search can change of a learner, written down; `restore()` is the way back, bit for bit.
 
@@ -124,7 +123,7 @@ class Snapshot:
         for part in (learn.cbs, learn.metrics, learn.model, learn.opt, learn.loss_func): self._write_down(part)
 
     def _write_down(self, part):
-        "A tensor, generator or container with all that is inside it; a module or an optimizer is one by its attributes."
+        "A tensor, generator or container with all that is inside; a module or optimizer is one, of its attributes."
         if id(part) in self.met: return
         self.met[id(part)] = part
         if isinstance(part, torch.Tensor): return self._write_down_tensor(part)
@@ -381,7 +380,7 @@ def warm_restarts(high, low, n_cycles, mult=1):
     lengths = [mult ** i for i in range(n_cycles)]
     return combine([length / sum(lengths) for length in lengths], [cos(high, low)] * n_cycles)
 
-# %% ../nbs/08_learning_rate.ipynb #f5ad082e
+# %% ../nbs/08_learning_rate.ipynb #6f2fa83b
 def write_hyper(group, name, value):
     "Set a hyperparameter of an optimizer's group, ours or torch's."
     key, i = hyper_key(group, name)
@@ -389,15 +388,22 @@ def write_hyper(group, name, value):
 
 
 class Scheduler(Callback):
-    "The common half of callbacks that set hyperparameters; two of them must not set the same one."
+    """The common half of callbacks that set hyperparameters; two of them must not set the same one.
+
+    before: (group, name, value) of what is put back after the fit.
+    """
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
-    names = ("lr",)
+    names, before = ("lr",), ()
 
     def before_fit(self, learn):
         for other in learn.fit_cbs:
             both = set(self.names) & set(other.names) if isinstance(other, Scheduler) and other is not self else ()
             if both: raise ValueError(f"{self!r} and {other!r} would both set {', '.join(sorted(both))}: keep "
                                       "one of them.")
+
+    def after_fit(self, learn):
+        for group, name, value in self.before: write_hyper(group, name, value)
+        self.before = ()
 
 
 class ParamScheduler(Scheduler):
@@ -443,8 +449,8 @@ class ParamScheduler(Scheduler):
         for group, name, f in self.plan: write_hyper(group, name, check_hyper(name, f(progress)))
 
     def after_fit(self, learn):
-        for group, name, value in getattr(self, "before", ()): write_hyper(group, name, value)
-        self.before, self.plan = [], []
+        super().after_fit(learn)
+        self.plan = []
 
 
 class LRScheduler(Scheduler):
@@ -465,6 +471,8 @@ class LRScheduler(Scheduler):
         super().before_fit(learn)
         for group in learn.opt.param_groups:
             for key in SCHEDULER_KEYS: group.pop(key, None)  # what the scheduler of an earlier fit noted
+        self.before = [(group, "beta", read_hyper(group, "beta")) for group in learn.opt.param_groups
+                       if hyper_key(group, "beta")]  # some of torch's turn it, too
         self.scheduler = self.make_scheduler(learn.opt)
         self.on_plateau = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
         if not hasattr(self.scheduler, "step"): raise ValueError(f"make_scheduler gave {self.scheduler!r}, "
@@ -534,14 +542,14 @@ def made_for(scheduler):
     "The steps that one of torch's schedulers is made for, or one of its cycles; None where it cannot be told."
     if isinstance(scheduler, lr_scheduler.SequentialLR):
         last = made_for(scheduler._schedulers[-1])
-        return last and scheduler._milestones[-1] + last
-    if isinstance(scheduler, lr_scheduler.MultiStepLR): return max(scheduler.milestones)
+        return last and sum(scheduler._milestones[-1:]) + last
+    if isinstance(scheduler, lr_scheduler.MultiStepLR): return max(scheduler.milestones, default=None)
     if isinstance(scheduler, lr_scheduler.ExponentialLR):
         return round(1 / (1 - scheduler.gamma)) if 0 < scheduler.gamma < 1 else None
     for name in ("total_steps", "T_max", "T_0", "total_iters", "total_size", "step_size"):
         if length := getattr(scheduler, name, None): return max(1, round(length))
 
-# %% ../nbs/08_learning_rate.ipynb #e56567b9
+# %% ../nbs/08_learning_rate.ipynb #b9a18155
 def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25, betas=(.95, .85, .95),
                   cbs=(), reset_opt=False, *, lr=None):
     """Fit with one cycle (Smith and Topin, 2018), point by point torch's `OneCycleLR`.
@@ -555,18 +563,24 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
     if lr is not None: raise TypeError(f"fit_one_cycle has no lr, since the rate moves: give its peak, max_lr={lr!r}.")
     max_lr = learn.lr if max_lr is None else max_lr
     if max_lr is None: raise ValueError("fit_one_cycle needs a peak: pass max_lr, or give the learner an lr.")
-    n_epochs = at_least_one("n_epochs", n_epochs)
-    if learn.lr is None and learn.opt is None: learn.lr = max_lr
-    if learn.opt is None or reset_opt: learn.make_opt()
+    if learn.fit_cbs is not None: raise RuntimeError("fit_one_cycle cannot run in the middle of a fit.")
+    n_epochs, cbs = at_least_one("n_epochs", n_epochs), _listed("cbs", cbs)
     n = n_epochs * len(learn.dls.train)
     if not 0 <= pct_start <= 1: raise ValueError(f"pct_start is a share of the whole, from 0 to 1, not {pct_start}.")
     share = min(1., max(0.,
                         (pct_start * n - 1) / (n - 1))) if n > 1 else 0.  # of the way to the first part's last batch
+    rates = lambda n_groups: [one_cycle(peak, div, div_final, share) for peak in spread_lr(max_lr, n_groups)]
+    rates(1)  # what is wrong with them shall not cost the optimizer
+    if betas is not None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 3:
+            raise ValueError(f"betas must be three: at the start, at the peak and at the end; got {betas!r}.")
+        first, middle, last = (check_hyper("beta", beta) for beta in betas)
+    if learn.lr is None and learn.opt is None: learn.lr = max_lr
+    if learn.opt is None or reset_opt: learn.make_opt()
     groups = learn.opt.param_groups
-    schedules = {"lr": [one_cycle(peak, div, div_final, share) for peak in spread_lr(max_lr, len(groups))]}
+    schedules = {"lr": rates(len(groups))}
     has_beta = all(read_hyper(group, "beta") is not None and group.get("momentum") != 0 for group in groups)
     if betas is not None and has_beta:
-        first, middle, last = (check_hyper("beta", beta) for beta in betas)
         schedules["beta"] = combine([share, 1 - share], [cos(first, middle), cos(middle, last)])
     learn.fit(n_epochs, cbs=[*cbs, ParamScheduler(schedules)])
 

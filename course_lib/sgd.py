@@ -78,7 +78,8 @@ def hyperparameters(stepper):
     return {p.name: p.default for p in parameters if p.kind is keyword_only}
 
 
-SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr")  # what torch's schedulers note in a group
+SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "swa_lr",  # what torch's schedulers note in a group
+                  "base_momentum", "max_momentum")
 HERE_CALLED = {"momentum": "beta", "alpha": "sqr_beta", "betas": "beta", "learning_rate": "lr"}  # other people's words
 
 

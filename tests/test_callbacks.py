@@ -16,9 +16,10 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import lr_scheduler
 
 import course_lib.callbacks
-from course_lib.adam import Adam, AdamW
+from course_lib.adam import LAMB, Adam, AdamW
 from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
                                   SaveBest)
 from course_lib.data import TensorLoader
@@ -280,7 +281,7 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("make, text", [
-    (lambda: learner("plain"), "model"), (lambda: learner("tied"), "model"), (lambda: Learner(model(width=7), loaders(), F.mse_loss, OPTIMIZERS["SGD"]), r"model: .* is \[.*6.*\] there and \[.*7.*\] here"),
+    (lambda: learner("plain"), "model"), (lambda: learner("tied"), "model"), (lambda: Learner(model(width=7), loaders(), F.mse_loss, OPTIMIZERS["SGD"]), r"model: .* is \[.*6.*\] float32 there and \[.*7.*\] float32 here"),
     (lambda: learner(opt="Adam"), "optimizer"), (lambda: learner(opt="torch's Adam"), "optimizer"), (lambda: learner(opt="torch's SGD"), "optimizer"),
     (lambda: learner(splitter=lambda m: [list(m.parameters())]), "optimizer"), (lambda: learner(splitter=lambda m: [[*m[0].parameters()], [*m[1].parameters(), *m[4].parameters()]]), "optimizer")])
 def test_a_file_of_another_model_or_optimizer_is_refused_and_nothing_changes(make, text, fitted, tmp_path):
@@ -295,7 +296,7 @@ def test_a_file_of_another_model_or_optimizer_is_refused_and_nothing_changes(mak
 
 
 @pytest.mark.parametrize("make, difference", [
-    *((partial(learner, opt=opt), "[a-z_]+ is (set there and missing|missing there and set) here") for opt in ("Adam", "torch's SGD", "torch's Adam")),
+    *((partial(learner, opt=opt), r"its kind is [\w →]+ there and [\w →]+ here") for opt in ("Adam", "torch's SGD", "torch's Adam")),
     (lambda: learner(splitter=lambda m: [list(m.parameters())]), "the number of groups is 3 there and 1 here"),
     (lambda: learner(splitter=lambda m: [[m[0].weight], [m[0].bias, *m[1].parameters()], [*m[4].parameters()]]), "the number of parameters in group 0 is 2 there and 1 here")])
 def test_the_message_about_another_optimizer_is_short(make, difference, tmp_path):
@@ -956,3 +957,172 @@ def test_a_loader_with_fewer_batches_than_it_said():
     dls.train = type("Short", (), {"__len__": lambda self: 5, "__iter__": lambda self: iter(batches)})()
     Learner(line, dls, F.mse_loss, SGD, 0., cbs=[GradientAccumulation(2), show]).fit(1)
     assert [g.tolist() for g in show.grads] == [[-2.], [-2.]]
+
+
+KINDS = {"SGD": SGD, "momentum": partial(SGD, momentum=.9), "nesterov": partial(SGD, momentum=.9, nesterov=True), "Adam": Adam, "AdamW": AdamW, "LAMB": LAMB,
+         "torch's Adam": torch.optim.Adam, "torch's AdamW": torch.optim.AdamW, "torch's SGD": torch.optim.SGD,
+         "a partial stepper": partial(Optimizer, steppers=[partial(sgd_step)])}
+
+
+@pytest.mark.parametrize("saved", list(KINDS))
+def test_only_the_same_kind_of_optimizer_is_loaded(saved, tmp_path):
+    a = learner(opt=KINDS[saved], lr=.01)
+    a.fit(1)
+    a.save(tmp_path / "saved")
+    for name, kind in KINDS.items():
+        b = learner(opt=kind, lr=.01)
+        if name == saved: b.load(tmp_path / "saved")
+        else:
+            with pytest.raises(ValueError, match="another optimizer"): b.load(tmp_path / "saved")
+            assert b.opt is None
+
+
+def test_a_state_of_other_groups_is_refused(tmp_path):
+    "Of groups as long as these, and of parameters with the same shapes."
+    def make(order):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+        return Learner(net, loaders(), F.mse_loss, OPTIMIZERS["SGD"], splitter=lambda m: [list(m[i].parameters()) for i in order])
+    a = make((0, 1, 2))
+    a.fit(1)
+    a.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="parameter 0 of group 0 is model.0.weight there and model.1.weight here"): make((1, 0, 2)).load(tmp_path / "saved")
+    make((0, 1, 2)).load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("cycle", [lambda opt: lr_scheduler.OneCycleLR(opt, .1, total_steps=7), lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, step_size_up=3)])
+def test_schedulers_that_turn_the_momentum(cycle, tmp_path):
+    "A file written in the middle of a fit can be loaded, and after it the momentum is as before."
+    learn = learner(opt="torch's SGD", cbs=[LRScheduler(cycle)])
+    learn.fit(1, cbs=[SaveBest(tmp_path / "middle")])
+    assert {group["momentum"] for group in learn.opt.param_groups} == {.9}
+    learn.save(tmp_path / "saved")
+    for name in ("middle", "saved"): learner(opt="torch's SGD").load(tmp_path / name)
+
+
+class EveryOther(Callback):
+    "Validates after every second epoch."
+    def __init__(self, event="before_validate"): setattr(self, event, self.skip)
+
+    def skip(self, learn):
+        if not learn.training and learn.epoch % 2 == 0: raise CancelValidateException
+
+
+@pytest.mark.parametrize("event", ["before_validate", "after_loss"])
+def test_epochs_without_a_validation_are_passed_over(event, tmp_path, capsys):
+    best, stopping = SaveBest(tmp_path / "best"), EarlyStopping(patience=3, min_delta=1e9)
+    learn = learner(cbs=[EveryOther(event), CSVLogger(tmp_path / "log.csv"), best, stopping], metrics=[mean_abs])
+    learn.fit(6)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["valid_loss"] != "" for row in rows] == [row["mean_abs"] != "" for row in rows] == [False, True] * 3
+    assert best.best == min(float(row["valid_loss"]) for row in rows[1::2]) and stopping.waited == 2
+    learn.fit(10)  # 3 validations without anything better than the first
+    assert learn.epochs_done == 6 + 8
+
+
+def mean_abs(pred, y): return (pred - y).abs().mean()
+
+
+def test_a_name_that_is_no_result_is_still_an_error(tmp_path):
+    with pytest.raises(ValueError, match="watches 'nonsense_loss'"): learner(cbs=[EarlyStopping("nonsense_loss")]).fit(1)
+
+
+@pytest.mark.parametrize("where", ["model", "loaders"])
+def test_a_load_that_fails_on_the_way_changes_nothing(where, tmp_path):
+    class Balky(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+            raise RuntimeError("no")
+
+    class Stuck:
+        def __init__(self): self.x, self.y = data(8)
+        def __len__(self): return 1
+        def __iter__(self): return iter([(self.x, self.y)])
+        epoch = property(lambda self: 3, lambda self, value: 1 / 0)
+
+    def make():
+        torch.manual_seed(0)
+        dls = SimpleNamespace(train=Stuck(), valid=None) if where == "loaders" else loaders()
+        return Learner(nn.Sequential(nn.Linear(3, 3), (Balky if where == "model" else nn.Linear)(3, 1)), dls, F.mse_loss, OPTIMIZERS["Adam"])
+    a, b = make(), make()
+    for learn, n in ((a, 2), (b, 1)): learn.fit(n)
+    a.save(tmp_path / "saved")
+    before = state(b)
+    with pytest.raises((RuntimeError, ZeroDivisionError)): b.load(tmp_path / "saved")
+    assert_equal_states(before, state(b))
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for name in a: assert torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name], name
+
+
+def test_a_file_of_another_type_of_numbers_is_refused(tmp_path):
+    a = learner()
+    a.model.double()
+    a.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="float64.*there and.*float32.*here"): learner().load(tmp_path / "saved")
+
+
+def test_a_loss_with_parameters_is_saved_with_the_model(tmp_path):
+    class Weighed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, pred, y): return F.mse_loss(pred, y) * torch.exp(-self.w) + self.w
+
+    def make():
+        loss = Weighed()
+        return Learner(model("plain"), loaders(), loss, lambda groups: torch.optim.SGD([*groups, {"params": [loss.w]}], lr=.1))
+    whole, first, second = make(), make(), make()
+    whole.fit(5)
+    first.fit(2)
+    first.save(tmp_path / "saved")
+    second.load(tmp_path / "saved")
+    second.fit(3)
+    assert torch.equal(second.loss_func.w, whole.loss_func.w) and torch.equal(second.model[0].weight, whole.model[0].weight)
+
+
+class Extra(nn.Linear):
+    "With a state that is no tensor."
+    def get_extra_state(self): return {"calls": self.calls, "mean": torch.ones(2)} if isinstance(self.calls, int) else self.calls
+    def set_extra_state(self, state): self.calls = state["calls"]
+    calls = 0
+
+
+def test_an_extra_state_is_saved_or_refused(tmp_path):
+    def make(): return Learner(nn.Sequential(Extra(3, 1)), loaders(), F.mse_loss, OPTIMIZERS["SGD"])
+    a, b = make(), make()
+    a.model[0].calls = 7
+    a.save(tmp_path / "saved")
+    b.load(tmp_path / "saved")
+    assert b.model[0].calls == 7
+    a.model[0].calls = object()
+    with pytest.raises(ValueError, match="without pickle"): a.save(tmp_path / "saved")
+
+
+def test_a_compiled_model_has_the_groups_and_the_file_of_the_plain_one(tmp_path):
+    plain, compiled = learner(), learner()
+    compiled.model = torch.compile(compiled.model, backend="eager")
+    assert [len(group) for group in compiled.groups] == [len(group) for group in plain.groups]
+    compiled.freeze()
+    assert [p.requires_grad for p in compiled.model.parameters()] == [False] * 4 + [True] * 2
+    compiled.unfreeze()
+    for learn in (plain, compiled):
+        seed()
+        learn.fit(1)
+    compiled.save(tmp_path / "saved")
+    fresh = learner()
+    fresh.load(tmp_path / "saved")
+    assert_equal_states(flat(fresh.model.state_dict()), flat(plain.model.state_dict()))
+    compiled.load(tmp_path / "saved")
+
+
+def test_a_line_that_a_crash_cut_short_stays_alone(tmp_path):
+    path = tmp_path / "log.csv"
+    learner(cbs=[CSVLogger(path)]).fit(1)
+    with path.open("a") as file: file.write("2,0.4")
+    learner(cbs=[CSVLogger(path, append=True)]).fit(1)
+    rows = list(csv.reader(path.open(newline="")))
+    assert [len(row) for row in rows] == [4, 4, 2, 4] and rows[3][0] == "1"

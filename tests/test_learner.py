@@ -3,11 +3,13 @@ import copy
 import itertools
 import math
 import random
+import sys
 import warnings
 from collections import namedtuple
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -697,6 +699,9 @@ def with_nan(n, *bad):
     for i in bad: batches[i][0][1, 2] = math.nan
     return batches
 def vector(pred, y): return (pred - y).abs().mean(1)
+def words(pred, y): return "half"
+
+
 def plain_float(pred, y): return .5
 def loss(pred, y): return F.mse_loss(pred, y)
 def no_default(params): return Optimizer(params, [sgd_step])
@@ -755,7 +760,7 @@ twin = A()
     (lambda: learner().fit(-1), ValueError, "n_epochs must be a whole number, at least 1, not -1"),
     (lambda: learner().fit(1.5), ValueError, "n_epochs must be a whole number, at least 1, not 1.5"),
     (lambda: learner(metrics=[vector]).fit(1), ValueError, r"metric vector must be one number.*\[4\]"),
-    (lambda: learner(metrics=[plain_float]).validate(), ValueError, "metric plain_float must be a tensor, not 0.5"),
+    (lambda: learner(metrics=[words]).validate(), ValueError, "metric words must be a tensor, not 'half'"),
     (lambda: learner(metrics=[accuracy, accuracy]), ValueError, "name of its own.*accuracy"),
     (lambda: learner(metrics=[partial(F.l1_loss), F.l1_loss]), ValueError, "name of its own.*l1_loss"),
     (lambda: learner(metrics=[loss]), ValueError, "none may be called 'loss'"),
@@ -1250,3 +1255,109 @@ def test_no_gradient_is_left_after_a_fit():
     learn = learner()
     learn.fit(1)
     assert all(p.grad is None for p in learn.model.parameters())
+
+
+# What a review found
+
+@pytest.mark.parametrize("valid", [2, None])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ["tensor", "dict"])
+def test_a_learner_can_be_copied_after_a_fit(valid, error, kind):
+    "Whatever it ended with; the copy trains on as the learner does."
+    class Dict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x): return {"y": (self.inner(x),)}
+    model, loss = (net(), F.mse_loss) if kind == "tensor" else (Dict(), lambda pred, y: F.mse_loss(pred["y"][0], y))
+    learn = learner(4, valid, model=model, loss_func=loss)
+    try: learn.fit(1, cbs=[Throw("after_loss", error(), lambda learn: learn.iter == 2)] if error else [])
+    except KeyboardInterrupt: pass
+    twin = copy.deepcopy(learn)
+    for each in (learn, twin): each.fit(1)
+    assert_same(learn.model, twin.model)
+
+
+def test_what_is_refused_leaves_the_optimizer_as_it_was():
+    learn = learner()
+    learn.fit(1)
+    opt = learn.opt
+    for bad in (lambda: learn.fit(1, cbs=[Callback, Callback()], reset_opt=True), lambda: learn.fit(0, reset_opt=True), lambda: learn.fit(1, cbs=3, reset_opt=True)):
+        with pytest.raises(ValueError): bad()
+        assert learn.opt is opt
+    learn.dls.train = []
+    with pytest.raises(ValueError): learn.fit(1, reset_opt=True)
+    assert learn.opt is opt
+
+
+def test_ctrl_c_at_any_line_where_callbacks_are_taken_in_locks_no_learner():
+    "The last line, a plain assignment, is one that Python does not interrupt."
+    def attempt(at):
+        learn, lines = learner(cbs=[on(before_batch=lambda learn: None)]), [0]
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_name != "_callbacks": return
+            if event == "line":
+                lines[0] += 1
+                if lines[0] == at: raise KeyboardInterrupt
+            return trace
+        old = sys.gettrace()
+        sys.settrace(trace)
+        try: learn.fit(1)
+        except KeyboardInterrupt: pass
+        finally: sys.settrace(old)
+        learn.fit(1)
+        learn.validate()
+        return lines[0]
+    for at in range(1, attempt(0) - 1): attempt(at)
+
+
+@pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3), "y": torch.ones(2, 1)}, torch.ones(2, 3), {"a", "b"}, "xy", [torch.ones(2, 3)], (torch.ones(2, 3),) * 3])
+def test_only_a_pair_is_a_batch(batch):
+    with pytest.raises(ValueError, match="pairs"): learner([batch], None).fit(1)
+
+
+def test_a_model_without_parameters():
+    learn = learner(model=nn.Tanh(), loss_func=lambda pred, y: pred.mean() + y.mean(), opt_func=SGD, lr=.1)
+    assert math.isfinite(learn.validate()["loss"]) and learn.predict(torch.zeros(2, 3)).shape == (2, 3)
+    with pytest.raises(ValueError, match="no parameters.*train"): learn.fit(1)
+
+
+@pytest.mark.filterwarnings("ignore:At the end of epoch")
+def test_a_loss_that_is_not_finite_costs_one_look_at_the_data_and_leaves_its_order():
+    class Counted(torch.utils.data.DataLoader):
+        n = 0
+
+        def __iter__(self):
+            self.n += 1
+            return super().__iter__()
+    x, y = (torch.cat(parts) for parts in zip(*pairs(4)))
+    generator = torch.Generator().manual_seed(1)
+    learn = learner(Counted(torch.utils.data.TensorDataset(x, y), 4, shuffle=True, generator=generator), None, loss_func=lambda pred, y: F.mse_loss(pred, y) * math.inf)
+    learn.fit(3)
+    assert learn.dls.train.n == 4
+    expected = Counted(torch.utils.data.TensorDataset(x, y), 4, shuffle=True, generator=torch.Generator().manual_seed(1))
+    for _ in range(3): list(expected)
+    assert torch.equal(generator.get_state(), expected.generator.get_state())
+
+
+async def late(self, learn): pass
+
+
+def never(self, learn): yield
+
+
+@pytest.mark.parametrize("method", [late, never])
+def test_what_would_never_run_is_no_callbacks_method(method):
+    with pytest.raises(ValueError, match="Mine.after_batch.*plain function"): type("Mine", (Callback,), {"after_batch": method})
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.float64, torch.tensor])
+def test_a_metric_may_be_a_plain_number(number):
+    def first(pred, y): return number(pred[0].item())
+
+    def as_tensor(pred, y): return pred[0, 0]
+    learn = learner(metrics=[first, as_tensor])
+    learn.fit(1)
+    assert learn.results["first"] == pytest.approx(learn.results["as_tensor"], rel=1e-6)

@@ -1209,3 +1209,30 @@ def test_every_order_of_the_data_is_restored_and_saved(kind, tmp_path):
     for learn in (first, second):
         learn.fit(3)
         assert_equal(copied(whole.model.state_dict()), copied(learn.model.state_dict()))
+
+
+@pytest.mark.parametrize("options, text", [({"betas": (.9, 2, .9)}, "beta must be"), ({"betas": (.9, .8)}, "betas.*three"), ({"betas": .9}, "betas.*three"), ({"div": 0}, "div"), ({"max_lr": -1}, "lr must be"),
+                                           ({"cbs": Recorder()}, r"cbs must be a list.*cbs=\[…\]"), ({"pct_start": 3}, "pct_start"), ({"n_epochs": 0}, "n_epochs")])
+def test_a_one_cycle_that_is_refused_leaves_the_optimizer_as_it_was(options, text):
+    learn = small(4)
+    learn.fit(1)
+    opt = learn.opt
+    with pytest.raises(ValueError, match=text): learn.fit_one_cycle(**{"n_epochs": 1, "max_lr": .1, "reset_opt": True, **options})
+    assert learn.opt is opt
+
+
+def test_no_one_cycle_in_the_middle_of_a_fit():
+    learn = small(4)
+
+    class Nested(Callback):
+        def after_batch(self, learn):
+            self.opt = learn.opt
+            learn.fit_one_cycle(1, .1, reset_opt=True)
+    nested = Nested()
+    with pytest.raises(RuntimeError, match="in the middle of a fit"): learn.fit(1, cbs=[nested])
+    assert learn.opt is nested.opt
+
+
+@pytest.mark.parametrize("make", [lambda opt: lr_scheduler.MultiStepLR(opt, []), lambda opt: lr_scheduler.SequentialLR(opt, [lr_scheduler.ConstantLR(opt)], [])])
+@pytest.mark.parametrize("call_on", ["after_batch", "after_epoch"])
+def test_schedulers_without_milestones_run(make, call_on): small(4, cbs=[LRScheduler(make, call_on)], lr=.1).fit(2)
