@@ -1,4 +1,4 @@
-"""A reader's JupyterLab: open chapters 02 and 03, run them, move learning rate and beta with the keyboard, and see what the ball does.
+"""A reader's JupyterLab: open chapters, run them, move learning rate and beta with the keyboard, and see what the pictures do.
 
 Needs Debian's (or any) Chromium and playwright (`pip install -e ".[browser]"`); skipped without them, which `.ci/run` does not accept.
 """
@@ -100,6 +100,12 @@ def learning_rate(lab, page):
     return run_chapter(lab, page, "08_learning_rate.ipynb")
 
 
+@pytest.fixture(scope="module")
+def sweep_map(lab, page):
+    "Chapter 09; it comes after chapter 08."
+    return run_chapter(lab, page, "09_sweep.ipynb")
+
+
 def explorer(page, control, button="Reset"):
     "The explorer with that control and that button."
     figure = page.locator(".widget-vbox").filter(has=page.locator(f".control-{control}"))
@@ -108,7 +114,7 @@ def explorer(page, control, button="Reset"):
     return figure
 
 
-def says(figure, text): playwright.expect(figure.locator(".explorer-words")).to_contain_text(text, timeout=15_000)
+def says(figure, text): playwright.expect(figure.locator(".explorer-words")).to_contain_text(text, timeout=60_000)
 
 
 def press(page, figure, control, key, times):
@@ -267,7 +273,40 @@ def test_a_one_cycle_is_shaped_and_trains_within_moments(learning_rate):
     screenshot(learning_rate, "SCREENSHOT_ONE_CYCLE")
 
 
-def test_nothing_left_the_machine(learning_rate):
-    hosts = {urlparse(url).hostname for url in learning_rate.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
+def test_chapter_09_runs_without_an_error(sweep_map): runs_without_an_error(sweep_map)
+
+
+def test_the_map_trains_anew_when_lr_moves_and_can_be_stopped(sweep_map):
+    figure = explorer(sweep_map, "optimizer", button="Stop")
+    says(figure, "Step 100 of 100, second axis beta")
+    press(sweep_map, figure, "lr", "ArrowRight", 3)
+    says(figure, "Step 100 of 100")
+    press(sweep_map, figure, "column", "ArrowLeft", 2)  # points, and trains nothing
+    says(figure, "Step 100 of 100")
+    press(sweep_map, figure, "steps", "ArrowRight", 20)
+    figure.get_by_role("button", name="Stop").click()
+    sweep_map.wait_for_timeout(1000)
+    stopped = figure.locator(".explorer-words").inner_text()
+    sweep_map.wait_for_timeout(1000)
+    assert figure.locator(".explorer-words").inner_text() == stopped and "of 300" in stopped and "Step 300" not in stopped
+    screenshot(sweep_map, "SCREENSHOT_SWEEP")
+
+
+def test_another_optimizer_trains_another_map(sweep_map):
+    figure = explorer(sweep_map, "optimizer", button="Stop")
+    figure.get_by_role("button", name="Reset").click()
+    says(figure, "Step 100 of 100")
+    picture = figure.locator("img.live-figure").get_attribute("src")
+    figure.locator(".control-optimizer select").select_option("RMSProp")
+    says(figure, "Step 100 of 100, second axis sqr_beta (RMSProp has no beta)")
+    assert figure.locator("img.live-figure").get_attribute("src") != picture
+    figure.locator(".control-optimizer select").select_option("Adam")
+    says(figure, "Step 100 of 100, second axis beta")
+    assert figure.locator(".explorer-error").inner_text() == ""
+    assert sweep_map.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+
+
+def test_nothing_left_the_machine(sweep_map):
+    hosts = {urlparse(url).hostname for url in sweep_map.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {"127.0.0.1"}
-    assert learning_rate.errors == []
+    assert sweep_map.errors == []
