@@ -461,7 +461,7 @@ class CSVLogger(Callback):
             elif not written.endswith("\n"): file.write("\r\n")  # a crash cut the last line short
             writer.writerow(row)
 
-# %% ../nbs/07_callbacks.ipynb #ad9ff1b6
+# %% ../nbs/07_callbacks.ipynb #1aeb9a9b
 def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -469,6 +469,7 @@ class GradientAccumulation(Callback):
     "Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their samples."
     def __init__(self, n_batches):
         self.n_batches = at_least_one("n_batches", n_batches)
+        self.before_train(None)
 
     def before_train(self, learn): self.n_waiting, self.n_samples, self.divided, self.at_the_end = 0, 0, False, False
 
@@ -504,11 +505,11 @@ class GradientAccumulation(Callback):
 
     def after_train(self, learn):
         "If the last batch was cancelled, or never came, some still wait."
-        cancelled = learn.cancelled
-        if not self.n_waiting or not isinstance(cancelled, (type(None), CancelTrainException)): return
-        self.at_the_end = True
-        try: learn.step()
-        finally: learn.cancelled = cancelled
+        cancelled, self.at_the_end = learn.cancelled, True
+        if self.n_waiting and (cancelled is None or isinstance(cancelled, CancelTrainException)):
+            try: learn.step()
+            finally: learn.cancelled = cancelled
+        self.before_train(learn)
 
 
 class GradientClip(Callback):

@@ -307,7 +307,10 @@ class Stopped(BaseException):
 
 
 def in_turns(work):
-    "A generator of what `work(report)` reports, from however deep it calls report; raises what the work raises."
+    """A generator of what `work(report)` reports, from however deep it calls report; raises what the work raises.
+
+    The work has a thread of its own: the caller's `torch.no_grad()`, autocast and default device do not hold in it.
+    """
     go_on, reports, unwanted = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
 
     def report(state):

@@ -1126,3 +1126,14 @@ def test_a_line_that_a_crash_cut_short_stays_alone(tmp_path):
     learner(cbs=[CSVLogger(path, append=True)]).fit(1)
     rows = list(csv.reader(path.open(newline="")))
     assert [len(row) for row in rows] == [4, 4, 2, 4] and rows[3][0] == "1"
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, CancelTrainException])
+def test_accumulation_that_never_began_has_nothing_to_say(exception):
+    class Early(Callback):
+        def before_train(self, learn): raise exception
+    show = Show()
+    learn = Learner(*minus_two(), F.mse_loss, SGD, .1, cbs=[Early(), GradientAccumulation(2), show])
+    try: learn.fit(1)
+    except KeyboardInterrupt as error: assert not any("And then" in note for note in error.__notes__)
+    assert show.grads == []
