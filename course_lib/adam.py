@@ -22,7 +22,7 @@ from .plots import COLORS, GHOST, INK, styled
 from .rmsprop import add_ratio, average_sqr_grad, rms_prop_step
 from .sgd import Optimizer, add_scaled, check_hyper, descend, hyperparameters, sgd_step
 
-# %% ../nbs/05_adam.ipynb #91a69cda
+# %% ../nbs/05_adam.ipynb #52aef7ec
 def count_steps(p, grad, state):
     "How many gradients this parameter has seen: `step`, a tensor on the CPU (a number would be compiled in)."
     if "step" not in state: state["step"] = torch.zeros((), dtype=torch.float32)
@@ -32,7 +32,8 @@ def count_steps(p, grad, state):
 def unbias(beta, state):
     "1 − beta^step, the share that an average from zero has reached by now; computed in float64 where beta is a number."
     compiling = torch.compiler.is_compiling()
-    step = state["step"].double() if compiling else state["step"].item()
+    on_device = compiling or state["step"].is_cuda  # where a number would be compiled in, or recorded in a CUDA graph
+    step = state["step"].double() if on_device else state["step"].item()
     if isinstance(beta, torch.Tensor): return -torch.expm1(step * beta.log())  # precise in float32 too
     share = 1 - beta ** step
     return share.as_strided((), ()) if compiling else share  # as a buffer, or it is computed anew for every weight

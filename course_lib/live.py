@@ -65,7 +65,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #081ba9c0
+# %% ../nbs/A2_live.ipynb #6dab9080
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -252,19 +252,21 @@ class Explorer:
             if not inspect.isgenerator(result): return self._show(result)
             if loop := _running_loop(): self._task = loop.create_task(self._slices(result))
             else:  # a plain script has no event loop
-                for state in result: self._show(state)
+                for state in result:
+                    if state is not None: self._show(state)
         except Exception as error: self._fail(error)
 
     async def _slices(self, states):
         try:
             with closing(states):
-                state, since = None, perf_counter()
+                newest, since = None, perf_counter()
                 for state in states:
+                    newest = newest if state is None else state
                     if perf_counter() - since < SLICE_S: continue
-                    self._show(state)
+                    if newest is not None: self._show(newest)
                     await asyncio.sleep(0)
-                    state, since = None, perf_counter()
-                if state is not None: self._show(state)
+                    newest, since = None, perf_counter()
+                if newest is not None: self._show(newest)
         except Exception as error: self._fail(error)
 
     def _show(self, state):
@@ -295,13 +297,13 @@ def explore(f, figure=None, *, words=_in_words, caption="", **controls):
     """Put `f` under sliders.
 
     f: called with the controls' values at every move; returns the state, a dict of plain numbers, or,
-    as a generator, yields one state after the other while it works (in slices of 40 ms);
+    as a generator, yields one state after the other while it works (in slices of 40 ms), None where there is nothing new;
     figure: the `LiveFigure` whose artists `f` moves; words: state -> the line under the picture;
     caption: Markdown; controls: widgets, or `(min, max, step)`, a list or a bool as in `ipywidgets.interact`.
     """
     return Explorer(f, controls, figure, words, caption)
 
-# %% ../nbs/A2_live.ipynb #6f8ce367
+# %% ../nbs/A2_live.ipynb #476bf11b
 class Stopped(BaseException):
     "Raised by `report` in the work of `in_turns` when nobody waits for it any more."
 

@@ -136,7 +136,7 @@ def best_momentum(smallest, largest):
     low, high = math.sqrt(smallest), math.sqrt(largest)
     return (2 / (low + high)) ** 2, ((high - low) / (high + low)) ** 2
 
-# %% ../nbs/03_momentum.ipynb #037cd35a
+# %% ../nbs/03_momentum.ipynb #70c170ae
 class _PairMap:
     """A map of lr and beta: each cell is a ball, coloured by the distance that it has left;
     theory's border and best pair on top.

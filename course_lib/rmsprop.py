@@ -39,7 +39,7 @@ def rms_prop_step_eps_inside(p, grad, state, *, lr, eps=1e-8):
     "RMSProp with eps inside the root, as Keras 3 has it: p ← p − lr · grad / √(sqr_avg + eps)."
     add_ratio(p, grad, (state["sqr_avg"] + eps).sqrt_(), -lr)
 
-# %% ../nbs/04_rmsprop.ipynb #0642364f
+# %% ../nbs/04_rmsprop.ipynb #e571859b
 @styled
 def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
     """RMSProp where one axis is a thousand times as steep as the other: sliders for lr, alpha and eps.
@@ -111,7 +111,7 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
                    alpha=widgets.FloatSlider(.99, min=0, max=.999, step=.001, readout_format=".3f"),
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=4, step=.25, readout_format=".1e"))
 
-# %% ../nbs/04_rmsprop.ipynb #1bd9fa91
+# %% ../nbs/04_rmsprop.ipynb #f7a1d22e
 def RMSProp(params, lr=1e-2, alpha=.99, eps=1e-8, weight_decay=0):
     """Steps divided by the root of the gradients' mean square (Tieleman & Hinton, 2012): `torch.optim.RMSprop`.
 
