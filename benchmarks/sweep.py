@@ -144,7 +144,7 @@ def main():
     draw = random.Random(seed)
     print(f"\nlayer sizes drawn with seed {seed}")
     for depth in (1, 2):
-        sizes = [784, *(draw.randint(16, 96) for _ in range(depth)), CLASSES]
+        sizes = [784, *(draw.randint(16, 64) for _ in range(depth)), CLASSES]
         name = "-".join(map(str, sizes))
         ratios[f"sweep_64_random_{depth}_hidden_over_one_after_the_other"] = measure(name, mlp(*sizes).to(DEVICE), batches, 64, repeats)[0], ">=2.5"
     for norm in (False, True):

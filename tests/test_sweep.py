@@ -18,7 +18,7 @@ from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
-from course_lib.sweep import ModelsLinear, Sweep, SweepExplorer, axis_values, first_known, sweep
+from course_lib.sweep import ACTIVATIONS, Sweep, SweepExplorer, axis_values, first_known, is_mlp, sweep
 
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU that speaks CUDA"))])
@@ -252,24 +252,34 @@ def test_axes_of_every_sort():
 
 # The wide product
 
-@pytest.mark.parametrize("in_dims", [(None, 0, 0), (0, 0, 0), (1, 0, 0), (0, 2, 1), (None, 1, None), (0, 0, None), (None, None, 0), (0, None, None), (0, None, 0),
-                                     (None, 0, "no bias"), (0, 1, "no bias")])
-@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5)])
-def test_models_linear_under_vmap(shape, in_dims):
-    "Against one product for each model, wherever the models' axis is."
+
+@pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: kind.__name__)
+def test_every_activation_as_if_alone(kind):
     torch.manual_seed(0)
-    n, no_bias = 6, in_dims[2] == "no bias"
-    sizes = [shape, (3, 5), (3,)]
-    dims = (*in_dims[:2], None if no_bias else in_dims[2])
-    if dims[0] is not None and dims[0] > len(shape): pytest.skip("no such axis")
-    x, w, b = (torch.randn(size if dim is None else (*size[:dim], n, *size[dim:]), dtype=F64, requires_grad=True) for size, dim in zip(sizes, dims))
-    inputs = [x, w] if no_bias else [x, w, b]
-    pick = lambda tensor, dim, i: tensor if dim is None else tensor.select(dim, i)
-    expected = torch.stack([F.linear(pick(x, dims[0], i), pick(w, dims[1], i), None if no_bias else pick(b, dims[2], i)) for i in range(n)])
-    out = torch.vmap(lambda x, w, b=None: ModelsLinear.apply(x, w, b), dims[:len(inputs)])(*inputs)
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    grads = [torch.autograd.grad((y * torch.arange(y.numel(), dtype=F64).view_as(y)).sum(), inputs) for y in (out, expected)]
-    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 7), kind(), nn.Linear(7, 5, bias=False), kind(), nn.Linear(5, 3)).double()
+    assert is_mlp(model)
+    assert_as_alone(model, *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 10)
+
+
+def test_what_is_written_out_and_what_is_left_to_vmap():
+    class Doubled(nn.Linear):
+        def forward(self, x): return 2 * super().forward(x)
+
+    hooked, twice = mlp(), nn.Linear(5, 5)
+    hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    yes = [mlp(), nn.Sequential(nn.Linear(36, 3)), nn.Sequential(nn.Tanh(), nn.Linear(36, 3), nn.Identity())]
+    no = [nn.Linear(36, 3), nn.Sequential(), nn.Sequential(nn.ReLU()), hooked, nn.Sequential(twice, nn.ReLU(), twice), frozen(mlp(), "1.bias"),
+          nn.Sequential(nn.Linear(36, 3), nn.Dropout()), nn.Sequential(Doubled(36, 3)), nn.Sequential(nn.Flatten(2), nn.Linear(36, 3)),
+          nn.Sequential(nn.Linear(36, 3), nn.Flatten()), nn.Sequential(nn.Linear(36, 3), nn.Softmax(1))]
+    assert [is_mlp(model) for model in yes + no] == [True] * len(yes) + [False] * len(no)
+    assert_as_alone(hooked.double(), *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 10)
+
+
+def test_written_out_equals_vmap(monkeypatch):
+    train = lambda: sweep(net(), F.cross_entropy, SGD, pairs(), 10, {"lr": [1e-3, .01, .1]})
+    written_out = train()
+    monkeypatch.setattr(course_lib.sweep, "is_mlp", lambda model: False)
+    torch.testing.assert_close(train().loss, written_out.loss, rtol=1e-12, atol=1e-12)
 
 
 # The loss
