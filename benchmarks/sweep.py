@@ -3,11 +3,14 @@
 SGD with momentum, learning rate × beta, batches of 64 images, cross entropy, float32, all of a call timed (trial step and stacking too).
 One after the other costs the same for every point, so some of them are enough. "vmap(grad)" is what PyTorch's tutorial on ensembles does,
 with the same optimizer for all. Layer sizes other than 784-50-10 are drawn at random; the seed is printed. Before anything is timed, the
-losses must agree. The share of the machine's matrix-product rate counts the products that training needs, and nothing else.
+losses must agree. The share of the machine's matrix-product rate counts the products that training needs, and nothing else. Last, the live
+map of chapter 09: from a moved slider to its first picture and to its last, 100 steps of 64 digits, in the kernel (without the browser).
 """
+import asyncio
 import itertools
 import random
 import statistics
+import time
 from functools import partial
 
 import torch
@@ -16,9 +19,9 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib.data import default_device
+from course_lib.data import default_device, digits
 from course_lib.momentum import SGD
-from course_lib.sweep import sweep
+from course_lib.sweep import SweepExplorer, sweep
 
 DEVICE, BATCH_SIZE, CLASSES = default_device(), 64, 10
 N_ALONE = 4  # points of the grid that are trained one after the other
@@ -123,6 +126,22 @@ def product_rate():
     return 20 * 2 * BATCH_SIZE * 784 * 64 * 50 / statistics.median(take_turns({"": products}, 9)[""])
 
 
+async def live_map(repeats):
+    "Seconds from a moved slider to the first picture and to the last: name -> list."
+    explorer, times = SweepExplorer(digits()), {"first picture": [], "all of it": []}
+    await explorer.done()
+    pictures = []
+    explorer.figure.image.observe(lambda change: pictures.append(time.perf_counter()), "value")
+    for i in range(repeats):
+        pictures.clear()
+        start = time.perf_counter()
+        explorer.set(lr=.1 * 1.3 ** (i % 2 + 1))
+        await explorer.done()
+        times["first picture"].append(pictures[0] - start)
+        times["all of it"].append(time.perf_counter() - start)
+    return explorer.n, times
+
+
 def main():
     args = arguments(__doc__)
     say_machine("torch", threads=torch.get_num_threads())
@@ -150,9 +169,13 @@ def main():
     for norm in (False, True):
         gain, _ = measure(f"two convolutions{', batchnorm' if norm else ''}", conv_net(norm).to(DEVICE), batches[:8], 64, max(3, repeats // 2))
         ratios[f"sweep_64_conv{'_batchnorm' if norm else ''}_over_one_after_the_other"] = gain, ">=1.0"
+    n, times = asyncio.run(live_map(repeats))
+    table(f"Live map, {n} × {n} networks, 100 steps", {name: [1000 * t for t in values] for name, values in times.items()}, "ms")
     print()
     for name, (value, goal) in ratios.items(): ratio(name, value, goal)
     ratio("sweep_64_share_of_the_matrix_product_rate", share, ">=0.4")
+    for name, goal in (("first picture", "<=0.3"), ("all of it", "<=1.0")):
+        ratio(f"live_map_{name.replace(' ', '_')}_s", statistics.median(times[name]), goal)
 
 
 if __name__ == "__main__":

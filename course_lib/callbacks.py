@@ -40,7 +40,7 @@ from .momentum import SGD
 from .plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 from .sgd import SCHEDULER_KEYS, small_net
 
-# %% ../nbs/07_callbacks.ipynb #5605b4ca
+# %% ../nbs/07_callbacks.ipynb #acd00bc8
 def hyper_key(group, name):
     "Where an optimizer's group keeps what we call lr, beta or sqr_beta: `(key, index or None)`; None if nowhere."
     if name in group: return name, None
@@ -130,7 +130,8 @@ class Recorder(Callback):
             ax.set(xlabel="training batch", ylabel=name)
         show(fig, alt=f"The learning rate over {len(lrs)} batches: from {lrs[0]:.3g}, at most {lrs.max():.3g}, "
                       "at the end "
-                      f"{lrs[-1]:.3g}" + (f"; beta from {betas[0]:.3g} to {betas[-1]:.3g}." if with_beta else "."),
+                      f"{lrs[-1]:.3g}" + (f"; beta from {betas[0]:.3g}, at least {np.nanmin(betas):.3g}, at the "
+                                          f"end {betas[-1]:.3g}." if with_beta else "."),
              caption="What the optimizer was given, batch by batch.")
 
 # %% ../nbs/07_callbacks.ipynb #d718e6b8

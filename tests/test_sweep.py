@@ -734,7 +734,7 @@ def test_models_that_cannot_be_swept():
 
     refused("replaces its buffer 'count'.*in place", model=Used(replaces, out=nn.Linear(36, 3), count=torch.zeros(())).double())
     for moody in (lambda out: out if out.mean() > 0 else 2 * out, lambda out: out * out.mean().item()):
-        refused("cannot be trained N at once; torch.vmap says", model=Used(lambda m, x: moody(m.out(x.flatten(1))), out=nn.Linear(36, 3)).double())
+        refused("cannot be trained N at once", model=Used(lambda m, x: moody(m.out(x.flatten(1))), out=nn.Linear(36, 3)).double())
 
 
 def test_a_model_that_does_not_fit_the_data_says_so_itself():
@@ -874,3 +874,37 @@ def test_the_ridge_is_the_middle_of_the_good_values():
     result = sweep(net(), F.cross_entropy, partial(SGD, momentum=.9), pairs(1), 1, {"lr": [.01, .1, 1.], "beta": [0., .5, .9]})
     result._loss.copy_(torch.tensor([1., 5., INF, 1.1, 1., INF, 9., 1.2, INF]).view(9, 1))
     assert result.ridge().tolist() == pytest.approx([math.sqrt(.01 * .1), math.sqrt(.1), math.nan], nan_ok=True)
+
+
+def test_an_activation_that_stands_in_two_places():
+    torch.manual_seed(0)
+    act = nn.Tanh()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 7), act, nn.Linear(7, 7), act, nn.Linear(7, 3)).double()
+    assert_as_alone(model, *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 10)
+
+
+def test_axes_of_several_kinds():
+    result = sweep(net(), F.cross_entropy, partial(SGD, momentum=.9), pairs(), 3, {"lr": torch.tensor([.1, .2]), "beta": [0, .5], "weight_decay": (0, 1)})
+    assert result.shape == (2, 2, 2) and result.loss.isfinite().all()
+
+
+def mixes(p, grad, state, *, lr): p.sub_(lr * grad / grad.norm())
+def branches(p, grad, state, *, lr): p.sub_(lr * grad if lr > .05 else grad)
+
+
+@pytest.mark.parametrize("stepper, match", [(mixes, "mixes the models"), (branches, "cannot step N models at once")])
+def test_steppers_that_do_not_keep_models_apart(stepper, match):
+    opt_func = lambda params: Optimizer(params, [stepper], lr=.1)
+    with pytest.raises(ValueError, match=match): sweep(net(), F.cross_entropy, opt_func, pairs(), 3, {"lr": [.1, .2]})
+
+
+def test_batches_of_other_things_than_two_tensors():
+    batch = (torch.randn(8, 36, dtype=F64), torch.randn(8, 36, dtype=F64)), torch.zeros(8, dtype=torch.long)
+    model = Used(lambda m, x: m.out(x[0] + x[1]), out=nn.Linear(36, 3)).double()
+    with pytest.raises(ValueError, match="two tensors"): sweep(model, F.cross_entropy, SGD, [batch], 3, {"lr": [.1]})
+
+
+def test_a_refused_grid_reads_nothing_from_a_generator():
+    batches = iter(pairs(4))
+    with pytest.raises(ValueError, match="lr"): sweep(net(), F.cross_entropy, SGD, batches, 3, {"lr": [-1.]})
+    assert len(list(batches)) == 4
