@@ -65,7 +65,7 @@ class LiveFigure:
         image.convert("RGB").save(buffer, format, **options)
         return buffer.getvalue()
 
-# %% ../nbs/A2_live.ipynb #6dab9080
+# %% ../nbs/A2_live.ipynb #3b404b52
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
 
 
@@ -297,7 +297,7 @@ def explore(f, figure=None, *, words=_in_words, caption="", **controls):
     """Put `f` under sliders.
 
     f: called with the controls' values at every move; returns the state, a dict of plain numbers, or,
-    as a generator, yields one state after the other while it works (in slices of 40 ms), None where there is nothing new;
+    as a generator, yields one state after the other while it works (in slices of 40 ms), None for nothing new;
     figure: the `LiveFigure` whose artists `f` moves; words: state -> the line under the picture;
     caption: Markdown; controls: widgets, or `(min, max, step)`, a list or a bool as in `ipywidgets.interact`.
     """
