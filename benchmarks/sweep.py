@@ -21,15 +21,10 @@ from torch.nn.functional import cross_entropy
 from _measure import arguments, ratio, say_machine, table, take_turns
 from course_lib.data import default_device, digits
 from course_lib.momentum import SGD
-from course_lib.sweep import SweepExplorer, sweep
+from course_lib.sweep import SweepExplorer, mlp, sweep
 
 DEVICE, BATCH_SIZE, CLASSES = default_device(), 64, 10
 N_ALONE = 4  # points of the grid that are trained one after the other
-
-
-def mlp(*sizes):
-    layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 
 def conv_net(norm=False):

@@ -3,7 +3,6 @@ import copy
 import itertools
 import math
 import random
-import sys
 import warnings
 from collections import namedtuple
 from functools import partial
@@ -22,6 +21,7 @@ from course_lib.learner import (Callback, CancelBatchException, CancelEpochExcep
                                 CancelValidateException, Learner, ModelResetter, RNNRegularizer, TerminateOnNaN, accuracy, in_order)
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
+from tiny import with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1294,22 +1294,11 @@ def test_what_is_refused_leaves_the_optimizer_as_it_was():
 def test_ctrl_c_at_any_line_where_callbacks_are_taken_in_locks_no_learner():
     "The last line, a plain assignment, is one that Python does not interrupt."
     def attempt(at):
-        learn, lines = learner(cbs=[on(before_batch=lambda learn: None)]), [0]
-
-        def trace(frame, event, arg):
-            if frame.f_code.co_name != "_callbacks": return
-            if event == "line":
-                lines[0] += 1
-                if lines[0] == at: raise KeyboardInterrupt
-            return trace
-        old = sys.gettrace()
-        sys.settrace(trace)
-        try: learn.fit(1)
-        except KeyboardInterrupt: pass
-        finally: sys.settrace(old)
+        learn = learner(cbs=[on(before_batch=lambda learn: None)])
+        lines = with_ctrl_c(lambda: learn.fit(1), at, ["_callbacks"])
         learn.fit(1)
         learn.validate()
-        return lines[0]
+        return lines
     for at in range(1, attempt(0) - 1): attempt(at)
 
 

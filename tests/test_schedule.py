@@ -25,7 +25,7 @@ from course_lib.learner import EVENTS, Callback, CancelBatchException, CancelFit
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.schedule import LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts
-from tiny import data, loaders, seed, tiny_net
+from tiny import data, loaders, seed, tiny_net, with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1063,24 +1063,13 @@ def cancel_fit(learn): raise CancelFitException
 def test_ctrl_c_while_the_search_is_put_back():
     "At every line of restore, and of what it calls in the same file."
     def attempt(at):
-        learn, lines = learner(), [0]
+        learn = learner()
         learn.fit(1)
         before = facts(learn)
-
-        def trace(frame, event, arg):
-            if frame.f_code.co_name not in ("restore", "_put_back"): return trace if event == "call" and "schedule" in frame.f_code.co_filename else None
-            if event == "line":
-                lines[0] += 1
-                if lines[0] == at: raise KeyboardInterrupt
-            return trace
-        old = sys.gettrace()
-        sys.settrace(trace)
-        try: find(learn, num_it=3)
-        except KeyboardInterrupt: pass
-        finally: sys.settrace(old)
+        lines = with_ctrl_c(lambda: find(learn, num_it=3), at, ["restore", "_put_back"])
         assert_equal(before, facts(learn), f"line {at}")
         learn.fit(1)
-        return lines[0]
+        return lines
     n = attempt(0)
     assert n > 20
     for at in sorted({*range(1, min(n, 40)), *range(40, n, 17), n}): attempt(at)

@@ -1,5 +1,6 @@
 """A regression and nets of a few weights, which the tests of callbacks and of schedules train."""
 import random
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,3 +37,22 @@ def loaders(kind="tensors", dtype=torch.float32):
              "torch": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True),
              "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True, generator=torch.Generator().manual_seed(3))}[kind]()
     return SimpleNamespace(train=train, valid=[tuple(part.to(dtype) for part in data(10, 2))])
+
+
+def with_ctrl_c(work, at, functions):
+    "Call work, with a Ctrl-C at the at-th line that runs in functions of these names (0: none); -> how many lines did."
+    lines = 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if frame.f_code.co_name not in functions: return
+        if event == "line":
+            lines += 1
+            if lines == at: raise KeyboardInterrupt
+        return trace
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try: work()
+    except KeyboardInterrupt: pass
+    finally: sys.settrace(before)
+    return lines
