@@ -442,7 +442,7 @@ def at_least_one(name, value):
     if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
     return whole
 
-# %% ../nbs/06_learner.ipynb #c584133e
+# %% ../nbs/06_learner.ipynb #9c5f089a
 class Learner(Loop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
@@ -616,13 +616,13 @@ class Learner(Loop):
     @contextlib.contextmanager
     def _callbacks(self, cbs):
         "These callbacks, in their order, as long as the block lasts."
-        before = self._at, self.fit_cbs, self._silent
+        ordered, before = in_order(cbs), (self._at, self.fit_cbs, self._silent)
+        at = {event: [cb for cb in ordered if hasattr(cb, event)] for event in EVENTS}
+        inner = {BACKWARD: EVENTS[6:8], STEP: (*EVENTS[8:10], EVENTS[16])}
+        silent = {stage for stage, events in inner.items() if not any(at[event] for event in events)}
+        if not ordered: silent |= {BATCH, VALID_BATCH}
         try:
-            self.fit_cbs = in_order(cbs)
-            self._at = {event: [cb for cb in self.fit_cbs if hasattr(cb, event)] for event in EVENTS}
-            inner = {BACKWARD: EVENTS[6:8], STEP: (*EVENTS[8:10], EVENTS[16])}
-            self._silent = {stage for stage, events in inner.items() if not any(self._at[event] for event in events)}
-            if not self.fit_cbs: self._silent |= {BATCH, VALID_BATCH}
+            self._at, self.fit_cbs, self._silent = at, ordered, silent
             yield
         finally: self._at, self.fit_cbs, self._silent = before
 
