@@ -6,7 +6,8 @@
 __all__ = ['FORMATS', 'deep_net', 'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d', 'activations_explorer', 'ConvNet', 'Autocast',
            'seconds_by_format', 'make_fast', 'running_explorer', 'standardized', 'LayerNorm', 'GroupNorm']
 
-# %% ../nbs/10_batchnorm.ipynb #e75a62ba
+# %% ../nbs/10_batchnorm.ipynb #35df7a21
+import contextlib
 import copy
 import math
 from time import perf_counter
@@ -18,24 +19,25 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from .callbacks import ActivationStats
 from .data import TensorLoader
-from .learner import Callback
+from .learner import Callback, on_tensors
 from .live import SLICE_S, LiveFigure, explore
 from .momentum import SGD
 from .plots import COLORS, GHOST, styled
+from .sgd import batches
 
-# %% ../nbs/10_batchnorm.ipynb #c9008bac
+# %% ../nbs/10_batchnorm.ipynb #00921107
 def deep_net(norm=None, n_layers=10, width=100, seed=0):
     "A plain net: n layers of that width with ReLU, then 10 classes; norm: a class of layers to put before each ReLU."
-    torch.manual_seed(seed)
-    layers, n_in = [nn.Flatten()], 784
-    for _ in range(n_layers):
-        layers += [nn.Linear(n_in, width), *([norm(width)] if norm else []), nn.ReLU()]
-        n_in = width
-    return nn.Sequential(*layers, nn.Linear(width, 10))
+    with torch.random.fork_rng(devices=[]):  # nobody else's random numbers
+        torch.manual_seed(seed)
+        layers, n_in = [nn.Flatten()], 784
+        for _ in range(n_layers):
+            layers += [nn.Linear(n_in, width), *([norm(width)] if norm else []), nn.ReLU()]
+            n_in = width
+        return nn.Sequential(*layers, nn.Linear(width, 10))
 
-# %% ../nbs/10_batchnorm.ipynb #e42a3b16
+# %% ../nbs/10_batchnorm.ipynb #93c8267b
 class _BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy, 2015) of inputs `[B, num_features, ...]`; as `torch.nn.BatchNorm…`.
 
@@ -62,12 +64,10 @@ class _BatchNorm(nn.Module):
             mean, var = x.mean(axes), x.var(axes, correction=0)
             self._keep(mean.detach(), var.detach(), n=x.numel() // self.num_features)
         else: mean, var = self.running_mean, self.running_var
-        scale = (var + self.eps).rsqrt()
-        if self.affine: scale = scale * self.weight
-        shift = -mean * scale
-        if self.affine: shift = shift + self.bias
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        return (x * scale.view(shape) + shift.view(shape)).to(dtype)
+        along = lambda values: values.view(1, -1, *[1] * (x.ndim - 2))
+        x, scale = x - along(mean), (var + self.eps).rsqrt()
+        if not self.affine: return (x * along(scale)).to(dtype)
+        return torch.addcmul(along(self.bias), x, along(scale * self.weight)).to(dtype)
 
     def _keep(self, mean, var, n):
         "Move the running averages; the variance as an estimate for all data, with n − 1 below."
@@ -79,12 +79,14 @@ class _BatchNorm(nn.Module):
     def _check(self, x):
         if x.ndim not in self.n_dims:
             raise ValueError(f"expected {' or '.join(f'{n}D' for n in self.n_dims)} input (got {x.ndim}D input)")
+        if not x.is_floating_point():
+            raise ValueError(f"{type(self).__name__} takes floating-point inputs, not {x.dtype}: x.float() makes them.")
+        if self.training and x.numel() <= x.shape[1]:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}. "
+                             "Take larger batches (drop_last=True drops a last batch of one), or call model.eval().")
         if x.shape[1] != self.num_features:
             raise RuntimeError(f"This {type(self).__name__} is for {self.num_features} channels, and the input "
                                f"{list(x.shape)} has {x.shape[1]}.")
-        if self.training and x.numel() == self.num_features:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}. "
-                             "Take larger batches (drop_last=True drops a last batch of one), or call model.eval().")
 
     def extra_repr(self): return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
 
@@ -93,70 +95,74 @@ class BatchNorm1d(_BatchNorm): n_dims = 2, 3
 class BatchNorm2d(_BatchNorm): n_dims = 4,
 class BatchNorm3d(_BatchNorm): n_dims = 5,
 
-# %% ../nbs/10_batchnorm.ipynb #6934ac2f
+# %% ../nbs/10_batchnorm.ipynb #c1f079b6
 @styled
 def activations_explorer(train, n_steps=60, n_layers=10):
-    """Histograms of each layer's outputs, before its ReLU, by training batch, while lr moves.
+    """Histograms of what goes into five of the ReLUs, by training batch, without batchnorm and with it, while lr moves.
 
-    train: a `TensorLoader`. `.state`: lr, norm, step, loss; first_std and last_std of the newest batch.
+    train: a `TensorLoader`. `.state`: lr, step; of each of the two loss_…, first_… and last_…: the newest batch's
+    loss, and the standard deviations in the first and in the last layer.
     """
+    layers, span, n_bins = sorted({round(i) for i in np.linspace(1, n_layers, 5)}), (-3, 3), 41
     fig = Figure(figsize=(12, 5))
-    axes, span, n_bins = fig.subplots(2, n_layers // 2, sharex=True, sharey=True).flat, (-4, 4), 41
-    images = []
-    for i, ax in enumerate(axes):
+    axes, images = fig.subplots(2, len(layers), sharex=True, sharey=True, squeeze=False), []
+    for i, ax in enumerate(axes.flat):
         ax.grid(False)
-        ax.set_title(f"layer {i + 1}", fontsize=11)
+        if i < len(layers): ax.set_title(f"layer {layers[i]}", fontsize=11)
         images.append(ax.imshow(np.zeros((n_bins, n_steps)), origin="lower", aspect="auto", cmap="Blues",
-                                vmin=0, vmax=5, extent=(0, n_steps, *span)))
+                                vmin=0, vmax=8, extent=(0, n_steps, *span)))
+    for ax, name in zip(axes[:, 0], ("plain", "batchnorm")): ax.set_ylabel(name)
     fig.supxlabel("training batch")
     fig.supylabel("value before the ReLU")
-    live = LiveFigure(fig, images, alt="Ten panels, one for each layer: histograms of its outputs, upwards by value, "
-                                       "to the right by training batch; dark where many values are.")
+    live = LiveFigure(fig, images, alt="Two rows of panels, plain above and batchnorm below, one panel for each of "
+                                       "five layers: histograms of the values before its ReLU, upwards by value, to "
+                                       "the right by training batch; dark where many values are.")
 
-    def run(lr, norm):
-        model = deep_net({"none": None, "batchnorm": BatchNorm1d}[norm], n_layers).to(train.x.device)
-        inputs = {}
-        for i, layer in enumerate(m for m in model if isinstance(m, nn.ReLU)):
-            layer.register_forward_pre_hook(lambda module, args, i=i: inputs.__setitem__(i, args[0].detach()))
-        optimizer, counts = SGD(model.parameters(), lr, momentum=.9), np.zeros((n_layers, n_bins, n_steps))
-        loader = TensorLoader(train.x, train.y, 64, shuffle=True, drop_last=True, seed=1)
-        since, step = perf_counter(), 0
+    def run(lr):
+        models = [deep_net(norm, n_layers).to(train.x.device) for norm in (None, BatchNorm1d)]
+        optimizers, inputs = [SGD(model.parameters(), lr, momentum=.9) for model in models], {}
+        for row, model in enumerate(models):
+            relus = [module for module in model if isinstance(module, nn.ReLU)]
+            for column, layer in enumerate(layers):
+                relus[layer - 1].register_forward_pre_hook(
+                    lambda module, args, place=(row, column): inputs.__setitem__(place, args[0].detach()))
+        counts, since, step = np.zeros((2, len(layers), n_bins, n_steps)), perf_counter(), 0
 
-        def state(loss):
-            for image, of_layer in zip(images, counts): image.set_data(np.log1p(of_layer))
-            return {"lr": lr, "norm": norm, "step": step, "loss": loss.item(), "first_std": inputs[0].std().item(),
-                    "last_std": inputs[n_layers - 1].std().item()}
+        def state(losses):
+            for image, of_layer in zip(images, counts.reshape(-1, n_bins, n_steps)): image.set_data(np.log1p(of_layer))
+            values = {"lr": lr, "step": step}
+            for row, name in enumerate(("plain", "norm")):
+                values |= {f"loss_{name}": losses[row].item(), f"first_{name}": inputs[row, 0].std().item(),
+                           f"last_{name}": inputs[row, len(layers) - 1].std().item()}
+            return values
 
-        while step < n_steps:
-            for xb, yb in loader:
-                if step == n_steps: break
-                loss = F.cross_entropy(model(xb), yb)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                for i, x in inputs.items(): counts[i, :, step] = torch.histc(x.float(), n_bins, *span).cpu()
-                step += 1
-                if perf_counter() - since >= SLICE_S:
-                    yield state(loss)
-                    since = perf_counter()
-        yield state(loss)
+        for xb, yb in batches(TensorLoader(train.x, train.y, min(64, len(train.x)), shuffle=True, seed=1), n_steps):
+            losses = [F.cross_entropy(model(xb), yb) for model in models]
+            sum(losses).backward()
+            for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
+            for (row, column), x in inputs.items():
+                counts[row, column, :, step] = torch.histc(x.float(), n_bins, *span).cpu()
+            step += 1
+            if perf_counter() - since >= SLICE_S:
+                yield state(losses)
+                since = perf_counter()
+        yield state(losses)
 
     def words(s):
-        norm = s["norm"].replace("none", "no batchnorm")
-        return (f"Batch {s['step']} at lr {s['lr']:.2g}, {norm}: loss {s['loss']:.3g}; "
-                f"standard deviation {s['first_std']:.2g} in the first layer, {s['last_std']:.2g} in the last.")
+        return (f"Batch {s['step']} at lr {s['lr']:.2g}. Plain: loss {s['loss_plain']:.3g}, standard deviation "
+                f"{s['first_plain']:.2g} in the first layer, {s['last_plain']:.2g} in the last. Batchnorm: loss "
+                f"{s['loss_norm']:.3g}, {s['first_norm']:.2g} and {s['last_norm']:.2g}.")
 
     return explore(run, live, words=words,
-                   caption="Live figure. Without batchnorm the last layers see one value whatever is shown; with it "
-                           "all layers keep their spread. At which rate does each of the two break?",
-                   lr=widgets.FloatLogSlider(.03, base=10, min=-3, max=1, step=.1, readout_format=".1e"),
-                   norm=widgets.Dropdown(options=["none", "batchnorm"]))
+                   caption="Live figure. Without batchnorm each unit of the last layers gives the same value whatever "
+                           "is shown; with it all layers keep their spread. At which rate does that break?",
+                   lr=widgets.FloatLogSlider(.03, base=10, min=-3, max=1, step=.1, readout_format=".1e"))
 
-# %% ../nbs/10_batchnorm.ipynb #f037e0a7
+# %% ../nbs/10_batchnorm.ipynb #043cbcb5
 class ConvNet(nn.Sequential):
-    """Digits `[B, 1, 28, 28]` → `[B, n_classes]` by five convolutions that halve the picture each; ReLU between them.
+    """Images `[B, n_in, H, W]` → `[B, n_classes]` by convolutions that halve the picture each, for 28×28 to one pixel.
 
-    norm: a class of layers `norm(channels)` before each ReLU, or None; widths: the channels in between.
+    norm: a class of layers `norm(channels)` before each ReLU, or None; widths: the channels after each but the last.
     """
     def __init__(self, norm=None, widths=(32, 64, 128, 256), n_classes=10, n_in=1):
         layers = []
@@ -165,37 +171,53 @@ class ConvNet(nn.Sequential):
             layers += [nn.Conv2d(n_in, width, 3, stride=2, padding=1, bias=bias), *([norm(width)] if norm else []),
                        nn.ReLU()]
             n_in = width
-        super().__init__(*layers, nn.Conv2d(n_in, n_classes, 3, stride=2, padding=1), nn.Flatten())
+        super().__init__(*layers, nn.Conv2d(n_in, n_classes, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten())
 
-# %% ../nbs/10_batchnorm.ipynb #d7625343
+    def __getitem__(self, i): return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)
+
+# %% ../nbs/10_batchnorm.ipynb #a53ee28d
 class Autocast(Callback):
     "Runs the model's convolutions and matrix products in `dtype`; weights, the loss and the step stay in float32."
-    def __init__(self, dtype=torch.bfloat16): self.dtype = dtype
+    def __init__(self, dtype=torch.bfloat16): self.dtype, self.entered = dtype, []
 
-    def before_fit(self, learn):
-        self.forward, model = learn.model.forward, learn.model
-        model.forward = torch.autocast(learn.device.type, self.dtype)(self.forward)
+    def before_batch(self, learn):
+        self.entered.append(torch.autocast(learn.device.type, self.dtype))
+        self.entered[-1].__enter__()
 
-    def after_pred(self, learn): learn.pred = learn.pred.float()
+    def after_pred(self, learn):
+        self.after_batch(learn)
+        learn.pred = on_tensors(lambda x: x.float() if x.dtype is self.dtype else x, learn.pred)
 
-    def after_fit(self, learn): vars(learn.model).pop("forward", None)
+    def after_batch(self, learn):  # comes in any case, also after an error in the model
+        if self.entered: self.entered.pop().__exit__(None, None, None)
 
 
 FORMATS = {"float32": (torch.contiguous_format, None), "float32, channels last": (torch.channels_last, None),
            "bfloat16, channels last": (torch.channels_last, torch.bfloat16)}
 
 
+@torch.enable_grad()
 def seconds_by_format(model, xb, yb, n_steps=8):
-    "The fastest of n_steps forward and backward passes in each of the `FORMATS`: name -> seconds. The model stays."
-    seconds, device_type = dict.fromkeys(FORMATS, math.inf), xb.device.type
-    copies = {name: copy.deepcopy(model).to(memory_format=layout) for name, (layout, _) in FORMATS.items()}
-    for step in range(n_steps + 1):
-        for name, (_, dtype) in FORMATS.items():  # in turns, as other work on the machine comes and goes
-            began = perf_counter()
-            with torch.autocast(device_type, dtype, enabled=dtype is not None): pred = copies[name](xb)
-            F.cross_entropy(pred.float(), yb).backward()
-            if device_type == "cuda": torch.cuda.synchronize()
-            if step: seconds[name] = min(seconds[name], perf_counter() - began)  # the first one warms up
+    """The fastest of n_steps forward and backward passes in each of the `FORMATS`: name -> seconds, inf where the
+    device or the model refuses. Works on copies; the model and the random numbers stay.
+    """
+    seconds, device_type, copies = dict.fromkeys(FORMATS, math.inf), xb.device.type, {}
+    with torch.random.fork_rng():
+        for name, (layout, _) in FORMATS.items():
+            with contextlib.suppress(RuntimeError): copies[name] = copy.deepcopy(model).to(memory_format=layout)
+        for step in range(n_steps + 1):
+            for name in [*copies]:  # in turns, as other work on the machine comes and goes
+                dtype, began = FORMATS[name][1], perf_counter()
+                try:
+                    with torch.autocast(device_type, dtype, enabled=dtype is not None): pred = copies[name](xb)
+                    F.cross_entropy(pred.float(), yb).requires_grad_().backward()
+                    if device_type != "cpu": torch.accelerator.synchronize()
+                except RuntimeError:
+                    if dtype is None: raise
+                    del copies[name]
+                    continue
+                if step: seconds[name] = min(seconds[name], perf_counter() - began)  # the first one warms up
     return seconds
 
 
@@ -207,13 +229,13 @@ def make_fast(model, xb, yb):
     model.to(memory_format=layout)
     return name, [Autocast(dtype)] if dtype else []
 
-# %% ../nbs/10_batchnorm.ipynb #40b87451
+# %% ../nbs/10_batchnorm.ipynb #17ffe3ca
 @styled
 def running_explorer(n=150):
     """Running mean and variance of a channel whose inputs jump after 60 batches; sliders for momentum and batch size.
 
-    `.state`: momentum, batch_size, mean and var at the end (true: 2 and 4), lag (batches until the running mean is
-    nine tenths of the way after the jump; n if never).
+    `.state`: momentum, batch_size, mean and var at the end (true: 2 and 4), lag (batches until nine tenths of a jump
+    are in the average), noise (standard deviation of the running mean over the last 20 batches).
     """
     fig = Figure(figsize=(10, 3.8))
     axes, artists = fig.subplots(1, 2), []
@@ -236,13 +258,13 @@ def running_explorer(n=150):
             layer(x)
             rows[:, step] = [v.item() for v in (x.mean(), layer.running_mean, x.var(), layer.running_var)]
         for artist, row in zip(artists, rows): artist.set_data(np.arange(1, n + 1), row)
-        there = np.flatnonzero(rows[1, 60:] >= 1.8)
-        return {"momentum": momentum, "batch_size": batch_size, "mean": rows[1, -1], "var": rows[3, -1],
-                "lag": int(there[0]) + 1 if len(there) else n}
+        lag = 1 if momentum == 1 else math.ceil(math.log(.1) / math.log(1 - momentum))
+        return {"momentum": momentum, "batch_size": batch_size, "mean": float(rows[1, -1]), "var": float(rows[3, -1]),
+                "lag": lag, "noise": float(rows[1, -20:].std())}
 
     def words(s):
-        return (f"momentum {s['momentum']:.2g}, batches of {s['batch_size']}: nine tenths of the way after {s['lag']} "
-                f"batches; at the end mean {s['mean']:.3g} (true 2), variance {s['var']:.3g} (true 4).")
+        return (f"momentum {s['momentum']:.2g}, batches of {s['batch_size']}: nine tenths of a jump are in after "
+                f"{s['lag']} batches; at the end mean {s['mean']:.3g} (true 2), variance {s['var']:.3g} (true 4).")
 
     return explore(follow, live, words=words,
                    caption="Live figure. A small momentum is smooth and late, a large one fast and noisy: beta of "
@@ -250,9 +272,10 @@ def running_explorer(n=150):
                    momentum=widgets.FloatSlider(.1, min=.01, max=1, step=.01),
                    batch_size=widgets.IntSlider(32, 2, 256, 2))
 
-# %% ../nbs/10_batchnorm.ipynb #bfdba226
+# %% ../nbs/10_batchnorm.ipynb #2b64ccb9
 def standardized(x, axes, eps):
-    "x minus its mean, divided by its standard deviation, over these axes."
+    "x minus its mean, divided by its standard deviation, over these axes; in float32 at least."
+    x = x.float() if x.itemsize < 4 else x
     return (x - x.mean(axes, keepdim=True)) * (x.var(axes, correction=0, keepdim=True) + eps).rsqrt()
 
 
@@ -269,8 +292,8 @@ class LayerNorm(nn.Module):
         n = len(self.normalized_shape)
         if tuple(x.shape[-n:]) != self.normalized_shape:
             raise RuntimeError(f"LayerNorm over {list(self.normalized_shape)} got an input of shape {list(x.shape)}.")
-        x = standardized(x, [*range(-n, 0)], self.eps)
-        return x * self.weight + self.bias if self.elementwise_affine else x
+        out = standardized(x, [*range(-n, 0)], self.eps)
+        return (out * self.weight + self.bias if self.elementwise_affine else out).to(x.dtype)
 
     def extra_repr(self):
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
@@ -280,18 +303,21 @@ class GroupNorm(nn.Module):
     "Group normalization (Wu and He, 2018) of `[B, num_channels, ...]`, by groups of channels; as `nn.GroupNorm`."
     def __init__(self, num_groups, num_channels, eps=1e-5, affine=True):
         super().__init__()
-        if num_channels % num_groups:
+        if num_groups < 1 or num_channels % num_groups:
             raise ValueError(f"num_channels must be divisible by num_groups; {num_channels} is not by {num_groups}.")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
         self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
 
     def forward(self, x):
-        if x.shape[1] != self.num_channels:
-            raise RuntimeError(f"This GroupNorm is for {self.num_channels} channels, and the input {list(x.shape)} "
-                               f"has {x.shape[1]}.")
-        x = standardized(x.reshape(len(x), self.num_groups, -1), [2], self.eps).view(x.shape)
+        if x.ndim < 2 or x.shape[1] != self.num_channels:
+            raise RuntimeError(f"This GroupNorm takes inputs [B, {self.num_channels}, ...], not {list(x.shape)}.")
+        if x[:1].numel() == self.num_groups:
+            raise ValueError(f"Expected more than 1 value per group, got input size {list(x.shape)} for "
+                             f"{self.num_groups} groups.")
+        grouped = x.reshape(-1, self.num_groups, x[:1].numel() // self.num_groups)
+        out = standardized(grouped, [2], self.eps).view(x.shape)
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
+        return (out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out).to(x.dtype)
 
     def extra_repr(self): return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"

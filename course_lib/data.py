@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STALL_S', 'TRICKLE_S', 'TRICKLE_BYTES_S', 'PACKAGE', 'CHECKOUT', 'default_device', 'TensorLoader', 'DataLoaders',
-           'affine', 'RandomAffine', 'DataError', 'DamagedFileError', 'DownloadError', 'read_idx', 'fetch',
+           'affine', 'RandomAffine', 'DataError', 'DamagedFileError', 'DownloadError', 'read_idx', 'receive', 'fetch',
            'write_whole', 'data_root', 'mnist', 'digits', 'course_data']
 
 # %% ../nbs/01_data.ipynb #f96006a4
@@ -224,27 +224,28 @@ def _open(url):
     return reply
 
 
-def fetch(url, md5):
-    """The bytes behind `url`.
-
-    Raises `DownloadError` when they do not come, come too slowly, or are not those of the hash.
-    """
-    start, parts, received = time.monotonic(), [], 0
+def receive(url):
+    "What is behind `url`, piece by piece; `DownloadError` when it does not come, breaks off or comes too slowly."
+    start, received = time.monotonic(), 0
     try:
         with _open(url) as reply:
             announced = reply.length  # None where the server does not say
-            while part := reply.read1(1 << 16):
-                parts.append(part)
+            while part := reply.read1(1 << 18):
                 received, elapsed = received + len(part), time.monotonic() - start
                 if elapsed > TRICKLE_S and received < TRICKLE_BYTES_S * elapsed:
                     raise DownloadError(f"{url} sends next to nothing ({received:,} bytes in {elapsed:.0f} s)")
+                yield part
     except urllib.error.HTTPError as error:
         raise DownloadError(f"{url} answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DownloadError(f"{url} cannot be reached ({getattr(error, 'reason', error)})") from error
     if announced and received < announced:
         raise DownloadError(f"{url} broke off after {received:,} of {announced:,} bytes")
-    data = b"".join(parts)
+
+
+def fetch(url, md5):
+    "The bytes behind `url`. Raises `DownloadError` as `receive` does, and when they are not those of the hash."
+    data = b"".join(receive(url))
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise DownloadError(f"{url} sends another file than the one expected (its hash differs)")
     return data

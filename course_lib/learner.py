@@ -6,10 +6,10 @@
 __all__ = ['EVENTS', 'FIT', 'EPOCH', 'TRAIN', 'VALIDATE', 'BATCH', 'BACKWARD', 'STEP', 'VALID_BATCH', 'LOOP', 'CANCELS',
            'Callback', 'in_order', 'CancelException', 'CancelStepException', 'CancelBatchException',
            'CancelTrainException', 'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Stage',
-           'Loop', 'Averages', 'SmoothLoss', 'accuracy', 'child_groups', 'own_copy', 'spread_lr', 'frozen_norms',
-           'on_tensors', 'to_device', 'loader_state', 'set_loader_state', 'drop_grads', 'batch_size', 'at_least_one',
-           'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit', 'cancel_explorer', 'TerminateOnNaN', 'ModelResetter',
-           'RNNRegularizer']
+           'Loop', 'Averages', 'SmoothLoss', 'accuracy', 'child_groups', 'own_copy', 'spread_lr', 'freeze_groups',
+           'frozen_norms', 'on_tensors', 'to_device', 'loader_state', 'set_loader_state', 'drop_grads', 'batch_size',
+           'at_least_one', 'Learner', 'Tracer', 'Raiser', 'trace_tiny_fit', 'cancel_explorer', 'TerminateOnNaN',
+           'ModelResetter', 'RNNRegularizer']
 
 # %% ../nbs/06_learner.ipynb #1c19096c
 import contextlib
@@ -358,6 +358,14 @@ def spread_lr(lr, n_groups):
     return [first * (last / first) ** (i / (n_groups - 1)) for i in range(n_groups - 1)] + [last]
 
 
+def freeze_groups(groups, n):
+    "Only the groups of parameters from n on learn (negative: counted from the end)."
+    if not -len(groups) <= (n := operator.index(n)) < len(groups):
+        raise ValueError(f"There are {len(groups)} groups of parameters; freeze_to({n}) names none of them.")
+    for i, group in enumerate(groups):
+        for p in group: p.requires_grad_(i >= n % len(groups))
+
+
 def frozen_norms(model):
     "Layers with running statistics that are frozen; one without parameters goes with the layer before it."
     flags = [(part, [p.requires_grad for p in part.parameters(recurse=False)]) for part in model.modules()]
@@ -493,10 +501,20 @@ class Learner(Loop):
     @lr.setter
     def lr(self, lr):
         if lr is None: return
-        rates = spread_lr(lr, len(self.opt.param_groups) if self.opt else len(self.groups))
+        rates = self.rates(lr)
         self._lr = lr
         if self.opt:
             for group, rate in zip(self.opt.param_groups, rates): group["lr"] = rate
+
+    def rates(self, lr):
+        "The rates that lr means for the optimizer's groups; where it has split the model's, the parts get the same."
+        if self.opt is None: return spread_lr(lr, len(self.groups))
+        groups, n = self.groups, len(self.opt.param_groups)
+        group_of = {id(p): i for i, group in enumerate(groups) for p in group}
+        origins = [group_of.get(id(p)) for group in self.opt.param_groups for p in group["params"][:1]]
+        if n <= len(groups) or len(origins) < n or None in origins: return spread_lr(lr, n)
+        rates = spread_lr(lr, len(groups))
+        return [own_copy(rates[i]) for i in origins]
 
     @property
     def smooth_loss(self):
@@ -586,11 +604,7 @@ class Learner(Loop):
 
     def freeze_to(self, n):
         "Only the groups from n on learn (negative: counted from the end); frozen normalization keeps its statistics."
-        groups = self.groups
-        if not -len(groups) <= (n := operator.index(n)) < len(groups):
-            raise ValueError(f"There are {len(groups)} groups of parameters; freeze_to({n}) names none of them.")
-        for i, group in enumerate(groups):
-            for p in group: p.requires_grad_(i >= n % len(groups))
+        freeze_groups(self.groups, n)
 
     def freeze(self):
         "Only the last group learns."

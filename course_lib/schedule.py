@@ -526,7 +526,7 @@ class LRScheduler(Scheduler):
     def _foreseen(self, learn, calls):
         "The rates of the last group in such a fit, from a scheduler on a dummy; [] where that cannot be had."
         groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate}
-                  for rate in spread_lr(learn.lr, len(learn.opt.param_groups))] if learn.lr is not None else []
+                  for rate in learn.rates(learn.lr)] if learn.lr is not None else []
         try:
             dummy = torch.optim.SGD(groups, momentum=.9)
             scheduler, rates = self.make_scheduler(dummy), []
@@ -569,8 +569,8 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
     if not 0 <= pct_start <= 1: raise ValueError(f"pct_start is a share of the whole, from 0 to 1, not {pct_start}.")
     share = min(1., max(0.,
                         (pct_start * n - 1) / (n - 1))) if n > 1 else 0.  # of the way to the first part's last batch
-    rates = lambda n_groups: [one_cycle(peak, div, div_final, share) for peak in spread_lr(max_lr, n_groups)]
-    rates(1)  # what is wrong with them shall not cost the optimizer
+    cycles = lambda peaks: [one_cycle(peak, div, div_final, share) for peak in peaks]
+    cycles(spread_lr(max_lr, 1))  # what is wrong with them shall not cost the optimizer
     if betas is not None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 3:
             raise ValueError(f"betas must be three: at the start, at the peak and at the end; got {betas!r}.")
@@ -578,7 +578,7 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
     if learn.lr is None and learn.opt is None: learn.lr = max_lr
     if learn.opt is None or reset_opt: learn.make_opt()
     groups = learn.opt.param_groups
-    schedules = {"lr": rates(len(groups))}
+    schedules = {"lr": cycles(learn.rates(max_lr))}
     has_beta = all(read_hyper(group, "beta") is not None and group.get("momentum") != 0 for group in groups)
     if betas is not None and has_beta:
         schedules["beta"] = combine([share, 1 - share], [cos(first, middle), cos(middle, last)])

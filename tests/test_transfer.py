@@ -1,0 +1,317 @@
+"""Transfer against references: torchvision's networks, torch's optimizers, weights that are not what they should be."""
+import copy
+import hashlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from course_lib import AdamW, Callback, DataLoaders, Learner, SGD, TensorLoader, accuracy, batchnorm, transfer
+from course_lib.data import DamagedFileError, DownloadError
+from course_lib.transfer import (MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, imagenet_resnet, layer_groups,
+                                 load_weights, replace_head, unfreeze)
+
+RESNETS = ["resnet18", "resnet34", "resnet50"]
+
+
+@pytest.fixture(autouse=True)
+def small_work(one_thread): torch.manual_seed(0)
+
+
+def net():
+    return nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+                         nn.Sequential(nn.Conv2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU()),
+                         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+
+
+def data(n=24, n_classes=3):
+    x, y = torch.randn(n, 1, 12, 12), torch.arange(n) % n_classes
+    return DataLoaders(TensorLoader(x, y, 8), TensorLoader(x, y, 8))
+
+
+def learner(model=None, opt_func=SGD, **options):
+    return Learner(net() if model is None else model, data(), F.cross_entropy, opt_func, metrics=[accuracy], splitter=layer_groups, **options)
+
+
+# --- heads and groups
+
+@pytest.mark.parametrize("name, last", [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("vgg11", "classifier.6"),
+                                        ("densenet121", "classifier"), ("squeezenet1_1", "classifier.1"), ("vit_b_32", "heads.head")])
+def test_the_head_of_torchvisions_networks_is_found(name, last):
+    with torch.device("meta"): model = torchvision.models.get_model(name)
+    others = {key: value for key, value in model.named_modules() if key and key != last and not last.startswith(key + ".")}
+    assert replace_head(model, 37) is model
+    head = model.get_submodule(last)
+    assert getattr(head, "out_features", getattr(head, "out_channels", None)) == 37
+    for key, module in others.items(): assert model.get_submodule(key) is module
+
+
+def test_a_head_keeps_device_dtype_bias_and_place():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 3, bias=False), nn.Identity())).double().eval()
+    body = model[0].weight
+    replace_head(model, 7)
+    assert model[1][1].weight.shape == (7, 5) and model[1][1].weight.dtype is torch.float64 and model[1][1].bias is None
+    assert model[0].weight is body and not model[1][1].training and model(torch.randn(2, 4).double()).shape == (2, 7)
+    conv = replace_head(batchnorm.ConvNet(widths=(4,)), 6)
+    assert conv(torch.randn(2, 1, 8, 8)).shape == batchnorm.ConvNet(widths=(4,), n_classes=6)(torch.randn(2, 1, 8, 8)).shape
+    assert replace_head(nn.Linear(4, 3), 2).out_features == 2
+
+
+@pytest.mark.parametrize("n_classes", [0, -1, 2.5, None, "10"])
+def test_a_wrong_number_of_classes(n_classes):
+    model = net()
+    with pytest.raises(ValueError, match="n_classes must be a whole number"): replace_head(model, n_classes)
+    assert model[2][2].out_features == 3
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3))])
+def test_what_has_no_head(model):
+    with pytest.raises(ValueError, match="can be replaced"): replace_head(model, 10)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_resnets_fall_into_stem_stages_and_head(name):
+    with torch.device("meta"): model = torchvision.models.get_model(name)
+    names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+    assert [sorted({names[id(p)] for p in group}) for group in layer_groups(model)] == [
+        ["bn1", "conv1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"], ["fc"]]
+
+
+def test_groups_of_any_sequential():
+    flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), batchnorm.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2))
+    assert [len(group) for group in layer_groups(flat)] == [4, 4, 2]
+    assert layer_groups(nn.Sequential(flat)) == layer_groups(flat) == layer_groups(nn.Sequential(nn.Sequential(flat), nn.Flatten()))
+    shared = nn.Linear(2, 2)
+    assert [len(group) for group in layer_groups(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(2, 1)))] == [2, 2]
+    for model in (flat, net()):
+        ids = [id(p) for group in layer_groups(model) for p in group]
+        assert sorted(ids) == sorted(id(p) for p in model.parameters())
+
+
+def test_freezing_a_model_and_freezing_a_learner_are_the_same():
+    model = net()
+    learn = learner(copy.deepcopy(model))
+    flags = lambda m: [p.requires_grad for p in m.parameters()]
+    for n in (-1, 0, 1, 2, -2, -3):
+        freeze_to(model, n), learn.freeze_to(n)
+        assert flags(model) == flags(learn.model), n
+    freeze(model), learn.freeze()
+    assert flags(model) == flags(learn.model) == [False] * 7 + [True] * 2
+    unfreeze(model), learn.unfreeze()
+    assert all(flags(model)) and all(flags(learn.model))
+    for n in (3, -4):
+        with pytest.raises(ValueError, match="3 groups"): freeze_to(model, n)
+    assert all(flags(model))
+
+
+# --- frozen normalization
+
+def statistics(model): return {name: value.clone() for name, value in model.named_buffers()}
+
+
+def test_frozen_statistics_stay_unless_asked():
+    learn = learner(lr=.1)
+    before, weights = statistics(learn.model), copy.deepcopy(learn.model.state_dict())
+    learn.freeze()
+    learn.fit(2)
+    for name, value in learn.model.named_buffers(): assert torch.equal(value, before[name]), name
+    learn.fit(1, cbs=[MoveStatistics()])
+    assert not torch.equal(learn.model[0][1].running_mean, before["0.1.running_mean"])
+    changed = {name for name, value in learn.model.named_parameters() if not torch.equal(value, weights[name])}
+    assert changed == {"2.2.weight", "2.2.bias"}
+    assert not learn.model.training or learn.model[0][1].training
+    moved = statistics(learn.model)
+    learn.fit(1)
+    for name, value in learn.model.named_buffers(): assert torch.equal(value, moved[name]), name
+
+
+# --- rates and weight decay
+
+@pytest.mark.parametrize("lr, rates", [(.3, [.3] * 3), (slice(.3), [.03, .03, .3]), (slice(.003, .3), [.003, .03, .3])])
+def test_both_parts_of_a_split_group_get_its_rate(lr, rates):
+    for opt_func in (decay_weights_only(AdamW), decay_weights_only(torch.optim.AdamW)):
+        learn = learner(opt_func=opt_func)
+        learn.lr = lr
+        learn.make_opt()
+        for _ in range(2):  # as made, and as set
+            groups = learn.opt.param_groups
+            torch.testing.assert_close([float(group["lr"]) for group in groups], [rate for rate in rates for _ in range(2)])
+            learn.lr = lr
+        for group in groups:
+            dims = {p.ndim for p in group["params"]}
+            assert dims == {1} and group["weight_decay"] == 0 or 1 not in dims and group["weight_decay"] == .01
+
+
+def test_one_cycle_goes_over_split_groups():
+    learn, seen = learner(opt_func=decay_weights_only(AdamW)), []
+    class Rates(Callback):
+        def before_step(self, learn): seen.append([group["lr"] for group in learn.opt.param_groups])
+    learn.fit_one_cycle(3, slice(1e-4, 1e-2), cbs=[Rates()])
+    rates = torch.tensor(seen)
+    torch.testing.assert_close(rates[:, ::2], rates[:, 1::2])
+    torch.testing.assert_close(rates[:, 2] / rates[:, 0], torch.full((9,), 10.), rtol=1e-5, atol=0)
+    before = [group["lr"] for group in learn.opt.param_groups]
+    learn.lr_find(num_it=12)
+    assert [group["lr"] for group in learn.opt.param_groups] == before
+
+
+def test_decay_weights_only_equals_torchs_adamw_with_groups_by_hand():
+    ours, theirs = net(), net()
+    theirs.load_state_dict(ours.state_dict())
+    learn = learner(ours, partial_adamw := decay_weights_only(lambda params: AdamW(params, lr=.01, weight_decay=.5)))
+    assert partial_adamw is learn.opt_func
+    learn.fit(2)
+    flat = [*theirs.parameters()]
+    optimizer = torch.optim.AdamW([{"params": [p for p in flat if p.ndim > 1], "weight_decay": .5},
+                                   {"params": [p for p in flat if p.ndim == 1], "weight_decay": 0.}], lr=.01)
+    theirs.train()
+    for _ in range(2):
+        for xb, yb in learn.dls.train:
+            optimizer.zero_grad()
+            F.cross_entropy(theirs(xb), yb).backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+# --- fine_tune
+
+def test_fine_tune_trains_the_head_then_everything():
+    learn, seen = learner(opt_func=AdamW), []
+
+    class Look(Callback):
+        def before_step(self, learn):
+            seen.append((learn.n_epoch, [group["lr"] for group in learn.opt.param_groups],
+                         [group["params"][0].grad is not None for group in learn.opt.param_groups]))
+    body = copy.deepcopy(learn.model[0].state_dict())
+    learn.fine_tune(3, .01, freeze_epochs=2, cbs=[Look()])
+    assert [n for n, *_ in seen] == [2] * 6 + [3] * 9
+    assert all(flags == [False, False, True] for n, _, flags in seen if n == 2) and all(all(flags) for n, _, flags in seen if n == 3)
+    assert max(rates[-1] for n, rates, _ in seen if n == 2) == pytest.approx(.01, rel=.15)
+    late = [rates for n, rates, _ in seen if n == 3]
+    assert max(rates[-1] for rates in late) == pytest.approx(.005, rel=.15)
+    for first, middle, last in late: assert last / first == pytest.approx(100) and middle ** 2 == pytest.approx(first * last)
+    assert learn.epochs_done == 5 and all(p.requires_grad for p in learn.model.parameters())
+    assert not torch.equal(learn.model[0][0].weight, body["0.weight"])
+
+
+def test_fine_tune_without_a_frozen_epoch():
+    learn = learner()
+    learn.fine_tune(1, .01, freeze_epochs=0)
+    assert learn.epochs_done == 1
+
+
+@pytest.mark.parametrize("arguments", [(0, .01), (1, None), (1, slice(.01)), (1, -1.), (1, float("nan")), (1, .01, -1), (1, .01, 1.5)], ids=str)
+def test_fine_tune_refuses_before_it_touches_anything(arguments):
+    learn = learner()
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(ValueError): learn.fine_tune(*arguments)
+    for name, value in learn.model.state_dict().items(): assert torch.equal(value, before[name])
+    assert all(p.requires_grad for p in learn.model.parameters()) and learn.epochs_done == 0
+
+
+def test_fine_tune_needs_a_body():
+    learn = Learner(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), data(), F.cross_entropy, SGD, splitter=layer_groups)
+    with pytest.raises(ValueError, match="a body and a head"): learn.fine_tune(1, .01)
+
+
+def test_an_interrupted_fine_tune_leaves_nothing_frozen():
+    class Stop(Callback):
+        def after_step(self, learn): raise KeyboardInterrupt
+    learn = learner()
+    with pytest.raises(KeyboardInterrupt): learn.fine_tune(2, .01, cbs=[Stop()])
+    assert all(p.requires_grad for p in learn.model.parameters())
+    learn.fine_tune(1, .01)
+
+
+# --- inputs, features, several looks
+
+def test_gray_to_rgb():
+    x = torch.randn(2, 1, 4, 5)
+    assert torch.equal(gray_to_rgb(x), x.repeat(1, 3, 1, 1)) and gray_to_rgb(x).data_ptr() == x.data_ptr()
+    for wrong in (torch.randn(2, 3, 4, 5), torch.randn(1, 4, 5)):
+        with pytest.raises(ValueError, match="gray images"): gray_to_rgb(wrong)
+
+
+def test_features_are_what_the_head_gets():
+    model = net().train()
+    x = torch.randn(10, 1, 12, 12)
+    taken = features(model, x, batch_size=3)
+    reference = copy.deepcopy(model).eval()
+    torch.testing.assert_close(reference[2][2](taken), reference(x))
+    assert model.training and model[2][2].out_features == 3
+
+
+def test_tta_averages_probabilities():
+    learn = learner()
+    shift = lambda xb, yb: (xb + 1, yb)
+    probabilities, targets = learn.tta(transform=shift, n=2)
+    x = learn.dls.valid.x
+    expected = (learn.predict(x).softmax(1) + 2 * learn.predict(x + 1).softmax(1)) / 3
+    torch.testing.assert_close(probabilities, expected)
+    assert torch.equal(targets, learn.dls.valid.y)
+    with pytest.raises(ValueError, match="no transform"): learn.tta()
+    with pytest.raises(ValueError, match="at least 1"): learn.tta(transform=shift, n=0)
+
+    def in_place(xb, yb): return xb.add_(1), yb
+    kept = x.clone()
+    torch.testing.assert_close(learn.tta(transform=in_place, n=2)[0], expected)
+    assert torch.equal(learn.dls.valid.x, kept)
+
+
+# --- weights from elsewhere
+
+def test_weights_of_another_model_change_nothing():
+    model, other = net(), replace_head(net(), 5)
+    before = copy.deepcopy(model.state_dict())
+    for weights in (other.state_dict(), {}, {**before, "more": torch.zeros(1)}, nn.Linear(2, 2).state_dict()):
+        with pytest.raises(ValueError, match="holds the weights of another model"): load_weights(model, weights, "weights.pt")
+    for name, value in model.state_dict().items(): assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match=r"2\.2\.weight: \[5, 6\] for \[3, 6\]"): load_weights(model, other.state_dict(), "x")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "torch's cache folder, empty; whatever would be fetched is nowhere."
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+
+    def nowhere(url): raise OSError("no network here")
+    monkeypatch.setattr(transfer, "_open", nowhere)
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("name", RESNETS[:1])
+def test_imagenets_weights_are_taken_from_the_cache(hub, name):
+    reference = torchvision.models.get_model(name)
+    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    torch.save(reference.state_dict(), hub / weights.url.rsplit("/", 1)[1])
+    model = imagenet_resnet(name)
+    for key, value in reference.state_dict().items(): assert torch.equal(model.state_dict()[key], value), key
+    learn = Learner(replace_head(model, 3), DataLoaders([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))], None),
+                    F.cross_entropy, SGD, splitter=layer_groups)
+    learn.fine_tune(1, .001)
+
+
+def test_weights_that_cannot_be_had(hub):
+    with pytest.raises(DownloadError, match="cannot be reached"): imagenet_resnet("resnet18")
+    with pytest.raises(DownloadError, match="nothing was to be downloaded"): imagenet_resnet("resnet18", download=False)
+    with pytest.raises(ValueError, match="resnet18, resnet34 and resnet50"): imagenet_resnet("resnet19")
+    assert not list(hub.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated"], ids=["empty", "text", "truncated"])
+def test_damaged_weights(hub, content):
+    path = hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+    if content == "truncated":
+        torch.save(torchvision.models.resnet18().state_dict(), path)
+        content = path.read_bytes()[:100_000]
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="Delete it"): imagenet_resnet("resnet18")
+
+
+def test_weights_of_another_resnet_in_the_cache(hub):
+    torch.save(nn.Linear(2, 2).state_dict(), hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    with pytest.raises(ValueError, match="another model"): imagenet_resnet("resnet18")
