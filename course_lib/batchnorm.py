@@ -6,10 +6,11 @@
 __all__ = ['FORMATS', 'deep_net', 'BatchNorm1d', 'BatchNorm2d', 'BatchNorm3d', 'activations_explorer', 'ConvNet', 'Autocast',
            'seconds_by_format', 'make_fast', 'running_explorer', 'standardized', 'LayerNorm', 'GroupNorm']
 
-# %% ../nbs/10_batchnorm.ipynb #35df7a21
+# %% ../nbs/10_batchnorm.ipynb #bc7d9102
 import contextlib
 import copy
 import math
+from collections import OrderedDict
 from time import perf_counter
 
 import ipywidgets as widgets
@@ -37,7 +38,7 @@ def deep_net(norm=None, n_layers=10, width=100, seed=0):
             n_in = width
         return nn.Sequential(*layers, nn.Linear(width, 10))
 
-# %% ../nbs/10_batchnorm.ipynb #93c8267b
+# %% ../nbs/10_batchnorm.ipynb #444e50ea
 class _BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy, 2015) of inputs `[B, num_features, ...]`; as `torch.nn.BatchNorm…`.
 
@@ -45,7 +46,7 @@ class _BatchNorm(nn.Module):
     affine: whether weight and bias are learned. Raises `ValueError` for inputs of other dimensions, and in training
     for one value per channel, whose variance would be 0.
     """
-    n_dims = ()  # of the inputs that it takes
+    n_dims, _version = (), 2  # of the inputs that it takes; of state dicts, as torch.nn counts
 
     def __init__(self, num_features, eps=1e-5, momentum=.1, affine=True):
         super().__init__()
@@ -68,6 +69,11 @@ class _BatchNorm(nn.Module):
         x, scale = x - along(mean), (var + self.eps).rsqrt()
         if not self.affine: return (x * along(scale)).to(dtype)
         return torch.addcmul(along(self.bias), x, along(scale * self.weight)).to(dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if (local_metadata.get("version") or 1) < 2:  # of before 2018, or without a version: batches were not counted
+            state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _keep(self, mean, var, n):
         "Move the running averages; the variance as an estimate for all data, with n − 1 below."
@@ -95,7 +101,7 @@ class BatchNorm1d(_BatchNorm): n_dims = 2, 3
 class BatchNorm2d(_BatchNorm): n_dims = 4,
 class BatchNorm3d(_BatchNorm): n_dims = 5,
 
-# %% ../nbs/10_batchnorm.ipynb #c1f079b6
+# %% ../nbs/10_batchnorm.ipynb #042dafe3
 @styled
 def activations_explorer(train, n_steps=60, n_layers=10):
     """Histograms of what goes into five of the ReLUs, by training batch, without batchnorm and with it, while lr moves.
@@ -136,7 +142,7 @@ def activations_explorer(train, n_steps=60, n_layers=10):
                            f"last_{name}": inputs[row, len(layers) - 1].std().item()}
             return values
 
-        for xb, yb in batches(TensorLoader(train.x, train.y, min(64, len(train.x)), shuffle=True, seed=1), n_steps):
+        for xb, yb in batches(train, n_steps, seed=1, batch_size=min(64, len(train.x))):
             losses = [F.cross_entropy(model(xb), yb) for model in models]
             sum(losses).backward()
             for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
@@ -158,7 +164,7 @@ def activations_explorer(train, n_steps=60, n_layers=10):
                            "is shown; with it all layers keep their spread. At which rate does that break?",
                    lr=widgets.FloatLogSlider(.03, base=10, min=-3, max=1, step=.1, readout_format=".1e"))
 
-# %% ../nbs/10_batchnorm.ipynb #043cbcb5
+# %% ../nbs/10_batchnorm.ipynb #6b9d8cc4
 class ConvNet(nn.Sequential):
     """Images `[B, n_in, H, W]` → `[B, n_classes]` by convolutions that halve the picture each, for 28×28 to one pixel.
 
@@ -174,23 +180,27 @@ class ConvNet(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(n_in, n_classes, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1),
                          nn.Flatten())
 
-    def __getitem__(self, i): return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)
+    def __getitem__(self, i):
+        if not isinstance(i, slice): return super().__getitem__(i)
+        return nn.Sequential(OrderedDict([*self.named_children()][i]))
 
-# %% ../nbs/10_batchnorm.ipynb #a53ee28d
+# %% ../nbs/10_batchnorm.ipynb #072662e2
 class Autocast(Callback):
     "Runs the model's convolutions and matrix products in `dtype`; weights, the loss and the step stay in float32."
     def __init__(self, dtype=torch.bfloat16): self.dtype, self.entered = dtype, []
 
     def before_batch(self, learn):
-        self.entered.append(torch.autocast(learn.device.type, self.dtype))
-        self.entered[-1].__enter__()
+        device_type = (learn.device or torch.device("cpu")).type
+        self.entered.append(contextlib.ExitStack())
+        if not torch.is_autocast_enabled(device_type):  # another one may be at work already
+            self.entered[-1].enter_context(torch.autocast(device_type, self.dtype))
 
     def after_pred(self, learn):
-        self.after_batch(learn)
+        self.entered[-1].close()
         learn.pred = on_tensors(lambda x: x.float() if x.dtype is self.dtype else x, learn.pred)
 
     def after_batch(self, learn):  # comes in any case, also after an error in the model
-        if self.entered: self.entered.pop().__exit__(None, None, None)
+        if self.entered: self.entered.pop().close()
 
 
 FORMATS = {"float32": (torch.contiguous_format, None), "float32, channels last": (torch.channels_last, None),
@@ -272,7 +282,7 @@ def running_explorer(n=150):
                    momentum=widgets.FloatSlider(.1, min=.01, max=1, step=.01),
                    batch_size=widgets.IntSlider(32, 2, 256, 2))
 
-# %% ../nbs/10_batchnorm.ipynb #2b64ccb9
+# %% ../nbs/10_batchnorm.ipynb #07a5b9d2
 def standardized(x, axes, eps):
     "x minus its mean, divided by its standard deviation, over these axes; in float32 at least."
     x = x.float() if x.itemsize < 4 else x
@@ -312,10 +322,10 @@ class GroupNorm(nn.Module):
     def forward(self, x):
         if x.ndim < 2 or x.shape[1] != self.num_channels:
             raise RuntimeError(f"This GroupNorm takes inputs [B, {self.num_channels}, ...], not {list(x.shape)}.")
-        if x[:1].numel() == self.num_groups:
+        if x.numel() == self.num_groups:
             raise ValueError(f"Expected more than 1 value per group, got input size {list(x.shape)} for "
                              f"{self.num_groups} groups.")
-        grouped = x.reshape(-1, self.num_groups, x[:1].numel() // self.num_groups)
+        grouped = x.reshape(len(x), self.num_groups, math.prod(x.shape[1:]) // self.num_groups)
         out = standardized(grouped, [2], self.eps).view(x.shape)
         shape = [1, -1, *[1] * (x.ndim - 2)]
         return (out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out).to(x.dtype)

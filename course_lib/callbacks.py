@@ -334,6 +334,7 @@ def save(learn, path):
     tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
     notes = {"optimizer": learn.opt and learn.opt.state_dict(), "layout": learn.opt and _layout(learn), "lr": learn.lr,
              "epochs_done": learn.epochs_done, "random": random_state(learn.device), "loaders": loader_state(learn.dls),
+             "frozen": sorted(name for name, p in learn.model.named_parameters() if not p.requires_grad),
              "extra": {name: value for name, value in weights.items() if name not in tensors}}
     notes = json.dumps({"learner": 1, **{name: pack(value, tensors) for name, value in notes.items()}})
     whole = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
@@ -347,7 +348,7 @@ def _read(path):
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # or they would stay the file's
             notes = file.metadata()["learner"]
         notes = {name: unpack(value, tensors) for name, value in json.loads(notes).items()}
-        for name in ("optimizer", "layout", "lr", "epochs_done", "random", "loaders", "extra"): notes[name]
+        for name in ("optimizer", "layout", "lr", "epochs_done", "random", "loaders", "frozen", "extra"): notes[name]
     except FileNotFoundError: raise FileNotFoundError(f"There is no file {path} to load.") from None
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a whole file that Learner.save wrote ({error}).") from error
@@ -405,6 +406,7 @@ def load(learn, path):
         learn.epochs_done, learn._lr = notes["epochs_done"], notes["lr"]
         set_loader_state(learn.dls, notes["loaders"])
         set_random_state(notes["random"], learn.device)
+        for name, p in learn.model.named_parameters(): p.requires_grad_(name not in notes["frozen"])
 
 
 Learner.save, Learner.load = save, load

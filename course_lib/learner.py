@@ -566,6 +566,7 @@ class Learner(Loop):
         if self.dls.valid is not None: _n_batches(self.dls.valid, "validation")
         self.lr = lr
         if self.opt is None or reset_opt: self.make_opt()
+        self._check_opt()
         self.lr = self._lr
         self.n_epoch, self.epoch, self.iter, self.train_iter, self._looked = n_epochs, 0, 0, 0, False
         self.pct_train, self._smooth, self.loss, self.results, self.dl = 0., SmoothLoss(), None, {}, None
@@ -576,6 +577,14 @@ class Learner(Loop):
                 raise
             finally:  # whatever was computed last need not stay as a graph
                 self.cancelled, self.pred, self.loss = None, *on_tensors(torch.Tensor.detach, (self.pred, self.loss))
+
+    def _check_opt(self):
+        "Raises `ValueError` if a part of the model was replaced since the optimizer was made."
+        held, own = ({id(p) for p in params} for params in (
+            (p for group in self.opt.param_groups for p in group["params"]), self.model.parameters()))
+        if held & own and held - own and (n := len(own - held)):
+            raise ValueError(f"The optimizer knows nothing of {n} of the model's parameters, since the model has "
+                             "changed after it was made. fit(…, reset_opt=True) makes a new one.")
 
     def validate(self, dl=None):
         """Average loss and metrics of a pass over `dl`, by default the validation set: name -> number.

@@ -6,7 +6,7 @@
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ARCHIVE_BYTES', 'N_PHOTOS', 'resized_crops', 'RandomResizedCrop', 'CenterCrop',
            'denormalise', 'decoded', 'pets', 'imagenette']
 
-# %% ../nbs/A3_photos.ipynb #8f8d1598
+# %% ../nbs/A3_photos.ipynb #27426f6c
 import contextlib
 import hashlib
 import math
@@ -28,7 +28,7 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms import functional as pictures
 
 from .data import (_ADVICE, DamagedFileError, DataError, DataLoaders, DownloadError, TensorLoader, data_root,
-                             default_device, receive)
+                             default_device, keep_freed_memory, receive)
 from .learner import at_least_one
 
 # %% ../nbs/A3_photos.ipynb #1e46d22f
@@ -57,7 +57,7 @@ def resized_crops(x, boxes, size, flip=None):
     grid = torch.stack([columns[:, None].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], 1)
     return F.grid_sample(x, grid.permute(0, 2, 3, 1), align_corners=False)
 
-# %% ../nbs/A3_photos.ipynb #7f8d198f
+# %% ../nbs/A3_photos.ipynb #9729a0c0
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 
 
@@ -76,6 +76,7 @@ class _BatchCrop:
     def __init__(self, size, device=None):
         self.size = at_least_one("size", size)
         self.device = default_device() if device is None else torch.device(device)
+        if self.device.type == "cpu": keep_freed_memory()
         mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
         self.factor, self.shift = 1 / (255 * std), -mean / std
 

@@ -28,7 +28,7 @@ from torch.func import functional_call
 
 from .adam import Adam, AdamW
 from .callbacks import loader_state, set_loader_state
-from .data import TensorLoader
+from .data import TensorLoader, keep_freed_memory
 from .learner import at_least_one, to_device
 from .live import Explorer, LiveFigure
 from .momentum import SGD
@@ -111,6 +111,7 @@ class Ensemble:
         n, self.model, self.loss_func = len(next(iter(hypers.values()))), copy.deepcopy(model), loss_func
         stacked = lambda tensor: tensor.detach().expand(n, *tensor.shape).clone()
         self.params = {name: nn.Parameter(stacked(p)) for name, p in model.named_parameters() if p.requires_grad}
+        for p in self.params.values(): p.n_models = n  # for whoever goes by the number of axes
         self.buffers = {name: stacked(b) for name, b in model.named_buffers() if b.is_floating_point()}
         if not self.params: raise ValueError("The model has no parameters to train.")
         self.device = next(iter(self.params.values())).device
@@ -198,11 +199,6 @@ ENDED = "Take fewer steps, or a loader that can start again (a list, a DataLoade
 CHUNK_BYTES = 12 * 2 ** 20  # of a layer's weights in one ensemble on a CPU
 
 
-def _keep_freed_memory():
-    "glibc then gives back only what is larger than twice this (mallopt(3)); or every step's memory comes page by page."
-    torch.empty(31 * 2 ** 20, dtype=torch.uint8)
-
-
 class Sweep:
     """What became of a grid of models; `sweep` makes it.
 
@@ -225,7 +221,7 @@ class Sweep:
         n, self._ensembles = math.prod(self.shape), {}
         self._check_steppers()
         each = self._bytes_of_one() + self.n_steps * dtype.itemsize
-        if self.device.type == "cpu": _keep_freed_memory()
+        if self.device.type == "cpu": keep_freed_memory()
         self.slices = self._slices(n, each, _free_bytes(self.device) // 2 if max_bytes is None else max_bytes)
         self._loss = torch.full((n, self.n_steps), math.nan, dtype=dtype, device=self.device)
         self._done = torch.zeros(n, dtype=torch.int64)  # steps of each

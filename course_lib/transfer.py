@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'FONTS', 'GLYPHS_SHA256', 'WAYS', 'render', 'glyph_bank', 'warp', 'GlyphLoader', 'ResidualBlock',
-           'small_resnet', 'came_along', 'glyph_backbone', 'draw_few', 'few_shot', 'glyph_curves', 'best_scratch',
-           'replace_head', 'layer_groups', 'freeze_to', 'freeze', 'unfreeze', 'features', 'head_explorer',
-           'MoveStatistics', 'decay_weights_only', 'fine_tune', 'tta', 'load_weights', 'imagenet_resnet', 'gray_to_rgb',
+           'small_resnet', 'came_along', 'load_weights', 'glyph_backbone', 'replace_head', 'layer_groups', 'freeze_to',
+           'freeze', 'unfreeze', 'features', 'head_explorer', 'MoveStatistics', 'decay_weights_only', 'fine_tune',
+           'draw_few', 'few_shot', 'glyph_curves', 'best_scratch', 'tta', 'imagenet_resnet', 'gray_to_rgb',
            'cost_per_image']
 
-# %% ../nbs/11_transfer.ipynb #33b170e0
+# %% ../nbs/11_transfer.ipynb #197d3cd8
 import copy
 import functools
 import hashlib
 import http.client
 import json
+import re
 import string
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,8 +37,9 @@ from torchvision.models import get_model, get_model_weights
 
 from .adam import AdamW
 from .data import (CHECKOUT, DamagedFileError, DataLoaders, DownloadError, PACKAGE, TensorLoader, _open,
-                             default_device)
-from .learner import Callback, Learner, accuracy, at_least_one, freeze_groups, frozen_norms
+                             _whole, default_device)
+from .learner import (Callback, Learner, _listed, accuracy, at_least_one, freeze_groups, frozen_norms,
+                                on_tensors)
 from .live import LiveFigure, explore
 from .photos import imagenette, pets
 from .plots import COLORS, styled
@@ -74,7 +77,7 @@ def glyph_bank(device="cpu"):
     bank = torch.stack([thin, plain, thick]).to(torch.uint8)
     return bank.view(3, len(CLASSES), len(FONTS), *bank.shape[-2:]).to(device)
 
-# %% ../nbs/11_transfer.ipynb #99cf21f7
+# %% ../nbs/11_transfer.ipynb #e4eadfc6
 def warp(glyphs, angle, shear, stretch, shift, waves):
     """Turn, shear, stretch, shift and bend images, each in its own way, and halve their resolution: one `grid_sample`.
 
@@ -102,8 +105,9 @@ class GlyphLoader:
     def __init__(self, n_batches=100, batch_size=128, seed=0, stroke=1., affine=1., elastic=1., device=None):
         self.n_batches, self.batch_size = at_least_one("n_batches", n_batches), at_least_one("batch_size", batch_size)
         for name, strength in {"stroke": stroke, "affine": affine, "elastic": elastic}.items():
-            if not 0 <= strength <= 2: raise ValueError(f"{name} must be a strength from 0 to 2, not {strength}.")
-        self.seed, self.epoch, self.stroke, self.affine, self.elastic = seed, 0, stroke, affine, elastic
+            if not isinstance(strength, (int, float)) or not 0 <= strength <= 2:
+                raise ValueError(f"{name} must be a strength from 0 to 2, not {strength}.")
+        self.seed, self.epoch, self.stroke, self.affine, self.elastic = _whole("seed", seed), 0, stroke, affine, elastic
         self.device = default_device() if device is None else torch.device(device)
 
     def __len__(self): return self.n_batches
@@ -161,13 +165,30 @@ def small_resnet(n_classes=len(CLASSES)):
     model = nn.Sequential(OrderedDict(stem=stem, **stages, head=head))
     return model.to(memory_format=torch.channels_last)  # the faster order of a convolution's weights
 
-# %% ../nbs/11_transfer.ipynb #a1dcd866
+# %% ../nbs/11_transfer.ipynb #38bb6caa
 GLYPHS_SHA256 = "d6bde480402814fa5cde7c30f87d248c6e455840d9160d881ea11c51b61ab8e9"
 
 
 def came_along(name):
     "The path of a small file of `data/`, which an installed package has in course_lib/embedded."
     return CHECKOUT / "data" / name if CHECKOUT else PACKAGE / "embedded" / name
+
+
+def load_weights(model, weights, source):
+    """Put weights (name -> tensor) into a model: all of them or, with a `ValueError` that says what differs, none.
+
+    source: where they come from, for the message.
+    """
+    own = model.state_dict()
+    shape = lambda tensors, name: list(tensors[name].shape) if name in tensors else "nothing"
+    other = [f"{name}: {shape(weights, name)} for {shape(own, name)}" for name in {**own, **weights}
+             if shape(weights, name) != shape(own, name)
+             and (name in weights or not name.endswith("num_batches_tracked"))]  # which old files do not have
+    if other: raise ValueError(f"{source} holds the weights of another model than this {type(model).__name__}: "
+                               f"{'; '.join(other[:3])}{f' and {len(other) - 3} more' if other[3:] else ''}. "
+                               "Load weights first, then replace the head.")
+    model.load_state_dict(weights)
+    return model
 
 
 def glyph_backbone(path=None, device=None):
@@ -186,13 +207,195 @@ def glyph_backbone(path=None, device=None):
     try: weights = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError) as error:
         raise DamagedFileError(f"{path} is no whole safetensors file ({error}). {advice}") from error
-    model = small_resnet()
-    try: model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another model than small_resnet(): {error}") from error
-    return model.eval().to(default_device() if device is None else device)
+    with torch.random.fork_rng(devices=[]): model = small_resnet()  # whose random numbers nobody shall miss
+    return load_weights(model, weights, str(path)).eval().to(default_device() if device is None else device)
 
-# %% ../nbs/11_transfer.ipynb #0f96c5c8
+# %% ../nbs/11_transfer.ipynb #2d570949
+def _head(model):
+    "Name and module of the layer that a model's outputs come from: its last one with parameters."
+    layers = [(name, layer) for name, layer in model.named_modules() if any(True for _ in layer.parameters(False))
+              and not name.lower().startswith("aux")]  # a second exit of some of torchvision's models
+    name, layer = layers[-1] if layers else ("", None)
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        raise ValueError(f"{type(model).__name__} ends in {layer}: a head that can be replaced is "
+                         "nn.Linear or nn.Conv2d.")
+    return name, layer
+
+
+def replace_head(model, n_classes):
+    """The model with a fresh last layer for n_classes: changed in place, and returned.
+
+    The last layer that has parameters must be an `nn.Linear` or an `nn.Conv2d` (`ValueError`).
+    """
+    n_classes, (name, old) = at_least_one("n_classes", n_classes), _head(model)
+    same = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    if isinstance(old, nn.Linear): new = nn.Linear(old.in_features, n_classes, **same)
+    else: new = nn.Conv2d(old.in_channels, n_classes, old.kernel_size, old.stride, old.padding, old.dilation,
+                          old.groups, padding_mode=old.padding_mode, **same)
+    if not name: return new.train(old.training)
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, new.train(old.training))
+    return model
+
+# %% ../nbs/11_transfer.ipynb #fb380187
+def layer_groups(model):
+    """The model's parameters as a list of lists, from input to output: a splitter for `Learner`.
+
+    One group for each child that has parameters, normalization together with the layer before it. An `nn.Sequential`
+    gives its layers, a ResNet its stem, its stages and its head.
+    """
+    model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
+    own, seen, groups = [*model.parameters(recurse=False)], set(), []
+    children = [child for child in model.children() if any(True for _ in child.parameters())]
+    if not own and len(children) == 1: return layer_groups(children[0])
+    for part, parameters in ((None, own), *((child, child.parameters()) for child in children)):
+        group = [p for p in parameters if id(p) not in seen]
+        seen.update(map(id, group))
+        if groups and re.search(r"(Batch|Layer|Group|Instance|RMS)Norm\d?d?$", type(part).__name__): groups[-1] += group
+        elif group: groups.append(group)
+    return groups
+
+
+def freeze_to(model, n):
+    "Only the layer groups from n on learn (negative: counted from the end)."
+    freeze_groups(layer_groups(model), n)
+
+
+def freeze(model):
+    "Only the last layer group learns."
+    freeze_to(model, -1)
+
+
+def unfreeze(model):
+    "All of the model learns."
+    freeze_to(model, 0)
+
+# %% ../nbs/11_transfer.ipynb #81bc5e1c
+@torch.no_grad()
+def features(model, x, batch_size=500):
+    "What the last layer of a model gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`; a copy does it."
+    taken, (name, _), body = [], _head(model), copy.deepcopy(model).eval()
+    body.get_submodule(name).register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    for batch in x.split(batch_size): body(batch)
+    return torch.cat(taken)
+
+
+@styled
+def head_explorer(x, y, n_steps=60):
+    """A linear head on features x `[n, n_features]` of targets y `[n]`, trained on a few of each class, live.
+
+    `.state`: n_per_class, lr, draw, train_accuracy, accuracy (on the rest).
+    """
+    if x.ndim != 2 or x.shape[1] < 2: raise ValueError(f"Expected features [n, n_features], got {list(x.shape)}.")
+    n_classes, rest = int(y.max()) + 1, min(1000, len(y) // 2)
+    x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
+    flat = (x @ torch.pca_lowrank(x, 2, niter=4)[2]).cpu()
+    fig, colors = Figure(figsize=(11, 4.4)), [*COLORS.values()]
+    places, curve = fig.subplots(1, 2)
+    for c in range(n_classes):
+        shown = flat[:rest][y[:rest].cpu() == c][:60]
+        places.plot(*shown.T, ls="", marker=f"${c}$", ms=7, color=colors[c % len(colors)], alpha=.6)
+    drawn = [places.plot([], [], ls="", marker=f"${c}$", ms=13, color="black")[0] for c in range(n_classes)]
+    places.set(xlabel="first principal component", ylabel="second",
+               title="Black: trained on; coloured: some of the rest")
+    artists = [*drawn, *curve.plot([], [], color=COLORS["blue"], label="on the rest"),
+               *curve.plot([], [], color=COLORS["orange"], ls="--", label="on its own images")]
+    curve.set(xlim=(0, n_steps), ylim=(0, 1.02), xlabel="step", ylabel="accuracy")
+    curve.legend(loc="lower right")
+    live = LiveFigure(fig, artists, alt="Left: images as points, marked by their digit, in the plane of two principal "
+                                        "components; equal digits lie together, and those trained on are black. Right: "
+                                        "accuracy by step, on the few that it is trained on and on the rest.")
+
+    def train(n_per_class, lr, draw):
+        order = torch.randperm(len(y) - rest, generator=torch.Generator().manual_seed(draw)).to(y.device) + rest
+        rows = torch.cat([order[y[order] == c][:n_per_class] for c in range(n_classes)])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            head, accuracies = nn.Linear(x.shape[1], n_classes).to(x.device), []
+        optimizer = AdamW(head.parameters(), lr)
+        for _ in range(n_steps):
+            F.cross_entropy(head(x[rows]), y[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad(): accuracies.append([accuracy(head(x[:rest]), y[:rest]).item(),
+                                                     accuracy(head(x[rows]), y[rows]).item()])
+        for c, artist in enumerate(drawn): artist.set_data(*flat[rows[y[rows] == c].cpu()].T)
+        for artist, values in zip(artists[n_classes:], zip(*accuracies)): artist.set_data(range(1, n_steps + 1), values)
+        on_rest, own = accuracies[-1]
+        return {"n_per_class": n_per_class, "lr": lr, "draw": draw, "accuracy": on_rest, "train_accuracy": own}
+
+    def words(s):
+        return (f"{s['n_per_class']} of each class, lr {s['lr']:.1g}, draw {s['draw']}: {s['accuracy']:.1%} of the "
+                f"rest are right, and {s['train_accuracy']:.0%} of its own.")
+
+    return explore(train, live, words=words,
+                   caption="Live figure. One image of each digit is enough for much more than a guess; each further "
+                           "one helps less than the one before.",
+                   n_per_class=widgets.IntSlider(10, 1, 60),
+                   lr=widgets.FloatLogSlider(.01, base=10, min=-4, max=0, step=.25, readout_format=".1e"),
+                   draw=widgets.IntSlider(0, 0, 20))
+
+# %% ../nbs/11_transfer.ipynb #bdc035b2
+class MoveStatistics(Callback):
+    "Lets frozen normalization layers follow the new data with their running statistics, which they otherwise keep."
+    def before_train(self, learn):
+        for norm in frozen_norms(learn.model): norm.train()
+
+# %% ../nbs/11_transfer.ipynb #bd314bcc
+def decay_weights_only(opt_func):
+    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, norms' scale and shift.
+
+    It splits each parameter group in two; the learner gives both parts the same rate.
+    """
+    def make(params, **hypers):
+        if isinstance(params, torch.Tensor): return opt_func(params, **hypers)  # which says that it needs a list
+        params, parts = list(params), []
+        for group in params if params and isinstance(params[0], dict) else [{"params": params}]:
+            own = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+            tensors = [p[1] if isinstance(p, tuple) else p for p in own]  # of named_parameters()
+            if any(hasattr(p, "n_models") for p in tensors):
+                raise ValueError("decay_weights_only goes by the number of axes, and in a sweep each parameter has one "
+                                 "more. Sweep with opt_func alone.")
+            for spared in (False, True):
+                part = [p for p, tensor in zip(own, tensors) if (tensor.ndim < 2) is spared]
+                if part: parts.append({**group, "params": part, **({"weight_decay": 0.} if spared else {})})
+        return opt_func(parts or params, **hypers)
+
+    return make
+
+
+def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=()):
+    """Train the last group for freeze_epochs, then all for n_epochs, each with one cycle (Howard and Gugger, 2020).
+
+    Frozen, the last group's peak is base_lr (by default the learner's); after that half of it, and lr_mult times
+    less in the first group, geometric in between. A callback that ends the first part ends it all. The model is left
+    unfrozen, after an error too.
+    """
+    base_lr = learn.lr if base_lr is None else base_lr
+    if isinstance(base_lr, bool) or not isinstance(base_lr, (int, float)):
+        raise ValueError(f"fine_tune needs one number as base_lr, the head's rate; got {base_lr!r}.")
+    if not isinstance(freeze_epochs, int) or freeze_epochs < 0:
+        raise ValueError(f"freeze_epochs must be a whole number, 0 or more, not {freeze_epochs!r}.")
+    if not lr_mult > 0: raise ValueError(f"lr_mult must be above 0, not {lr_mult}.")
+    n_epochs, cbs = at_least_one("n_epochs", n_epochs), _listed("cbs", cbs)
+    late = slice(base_lr / 2 / lr_mult, base_lr / 2)
+    if len(learn.groups) < 2: raise ValueError("fine_tune needs a body and a head, and this model has one group of "
+                                               "parameters. Learner(…, splitter=layer_groups) may find more.")
+    if learn.fit_cbs is not None: raise RuntimeError("fine_tune cannot run in the middle of a fit.")
+    learn.rates(late)  # what is wrong with it shall not cost a frozen epoch
+    if learn.lr is None: learn.lr = base_lr
+    learn.freeze()
+    until = learn.epochs_done + freeze_epochs
+    try:
+        if freeze_epochs: learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, cbs=cbs)
+    finally: learn.unfreeze()
+    if learn.epochs_done < until: return  # a callback has ended it
+    learn.fit_one_cycle(n_epochs, late, pct_start=.3, cbs=cbs)
+
+
+Learner.fine_tune = fine_tune
+
+# %% ../nbs/11_transfer.ipynb #c15e9dd1
 def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
     """n images of each class, and the rest to test on: `(x, y), (x_rest, y_rest)`.
 
@@ -207,6 +410,7 @@ def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
         rows.append(order[y[order] == target][:at_least_one("n_per_class", n_per_class)])
         if len(rows[-1]) < n_per_class: raise ValueError(f"Class {target} has {len(rows[-1])} images, and "
                                                          f"{n_per_class} of each were asked for.")
+    at_least_one("n_rest", n_rest)
     rest[torch.cat(rows)] = False
     if not rest.any(): raise ValueError(f"{n_per_class} images of each class are all there are: none is left to test.")
     rest = rest.nonzero()[-n_rest:, 0]
@@ -226,7 +430,7 @@ def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, head = small_resnet(), nn.Linear(128, int(few[1].max()) + 1)
-    if way != "scratch": model.load_state_dict((backbone or glyph_backbone()).state_dict())
+        if way != "scratch": model = copy.deepcopy(backbone or glyph_backbone())
     model.head[-1] = head
     model.to(few[0].device)
     if way == "head":
@@ -254,229 +458,61 @@ def best_scratch(measured):
     rate, accuracies = max(measured["scratch"].items(), key=lambda item: sum(item[1]))
     return float(rate), accuracies
 
-# %% ../nbs/11_transfer.ipynb #88106baa
-def replace_head(model, n_classes):
-    """The model with a fresh last layer for n_classes: changed in place, and returned.
-
-    The last layer that has parameters must be an `nn.Linear` or an `nn.Conv2d` (`ValueError`).
-    """
-    n_classes = at_least_one("n_classes", n_classes)
-    layers = [(name, layer) for name, layer in model.named_modules() if any(True for _ in layer.parameters(False))]
-    name, old = layers[-1] if layers else ("", None)
-    if not isinstance(old, (nn.Linear, nn.Conv2d)):
-        raise ValueError(f"{type(model).__name__} ends in {old}: a head that can be replaced is "
-                         "nn.Linear or nn.Conv2d.")
-    same = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
-    if isinstance(old, nn.Linear): new = nn.Linear(old.in_features, n_classes, **same)
-    else: new = nn.Conv2d(old.in_channels, n_classes, old.kernel_size, old.stride, old.padding, old.dilation, **same)
-    if not name: return new.train(old.training)
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, new.train(old.training))
-    return model
-
-
-def layer_groups(model):
-    """The model's parameters as a list of lists, from input to output: a splitter for `Learner`.
-
-    One group for each child that has parameters, normalization together with the layer before it. An `nn.Sequential`
-    gives its layers, a ResNet its stem, its stages and its head.
-    """
-    model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
-    own, seen, groups = [*model.parameters(recurse=False)], set(), []
-    children = [child for child in model.children() if any(True for _ in child.parameters())]
-    if not own and len(children) == 1: return layer_groups(children[0])
-    for part, parameters in ((None, own), *((child, child.parameters()) for child in children)):
-        group = [p for p in parameters if id(p) not in seen]
-        seen.update(map(id, group))
-        if groups and "Norm" in type(part).__name__: groups[-1] += group
-        elif group: groups.append(group)
-    return groups
-
-
-def freeze_to(model, n):
-    "Only the layer groups from n on learn (negative: counted from the end)."
-    freeze_groups(layer_groups(model), n)
-
-
-def freeze(model):
-    "Only the last layer group learns."
-    freeze_to(model, -1)
-
-
-def unfreeze(model):
-    "All of the model learns."
-    freeze_to(model, 0)
-
-# %% ../nbs/11_transfer.ipynb #29fe27e8
-@torch.no_grad()
-def features(model, x, batch_size=500):
-    "What the last linear layer of a model gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`."
-    body = copy.deepcopy(model)
-    replace_head(body, 1)
-    [head] = [module for module in body.modules() if isinstance(module, nn.Linear)][-1:]
-    taken = []
-    head.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
-    body.eval()
-    for batch in x.split(batch_size): body(batch)
-    return torch.cat(taken)
-
-
-@styled
-def head_explorer(x, y, n_steps=60):
-    """A linear head on features x `[n, n_features]` of targets y `[n]`, trained on a few of each class, live.
-
-    `.state`: n_per_class, lr, draw, train_accuracy, accuracy (on the rest), best_step.
-    """
-    n_classes, rest = int(y.max()) + 1, min(2000, len(y) // 2)
-    x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
-    flat = (x @ torch.pca_lowrank(x, 2, niter=4)[2]).cpu()
-    fig, colors = Figure(figsize=(11, 4.4)), [*COLORS.values()]
-    places, curve = fig.subplots(1, 2)
-    for c in range(n_classes):
-        shown = flat[:rest][y[:rest].cpu() == c][:60]
-        places.plot(*shown.T, ls="", marker=f"${c}$", ms=7, color=colors[c % len(colors)], alpha=.6)
-    [drawn] = places.plot([], [], ls="", marker="o", ms=11, mfc="none", mec="black", mew=1.2, label="trained on")
-    places.set(xlabel="first principal component", ylabel="second", title="Features of images never trained on")
-    places.legend(loc="upper right")
-    artists = [drawn, *curve.plot([], [], color=COLORS["blue"], label="on the rest"),
-               *curve.plot([], [], color=COLORS["orange"], ls="--", label="on its own images")]
-    curve.set(xlim=(0, n_steps), ylim=(0, 1.02), xlabel="step", ylabel="accuracy")
-    curve.legend(loc="lower right")
-    live = LiveFigure(fig, artists, alt="Left: images as points, marked by their digit, in the plane of two principal "
-                                        "components; those trained on are circled. Right: accuracy by step.")
-
-    def train(n_per_class, lr, draw):
-        order = torch.randperm(len(y) - rest, generator=torch.Generator().manual_seed(draw)).to(y.device) + rest
-        rows = torch.cat([order[y[order] == c][:n_per_class] for c in range(n_classes)])
-        torch.manual_seed(0)
-        head, accuracies = nn.Linear(x.shape[1], n_classes).to(x.device), []
-        optimizer = AdamW(head.parameters(), lr)
-        for _ in range(n_steps):
-            F.cross_entropy(head(x[rows]), y[rows]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad(): accuracies.append([accuracy(head(x[:rest]), y[:rest]).item(),
-                                                     accuracy(head(x[rows]), y[rows]).item()])
-        drawn.set_data(*flat[rows.cpu()].T)
-        for artist, values in zip(artists[1:], zip(*accuracies)): artist.set_data(range(1, n_steps + 1), values)
-        on_rest, own = accuracies[-1]
-        return {"n_per_class": n_per_class, "lr": lr, "draw": draw, "accuracy": on_rest, "train_accuracy": own}
-
-    def words(s):
-        return (f"{s['n_per_class']} of each class, lr {s['lr']:.1g}, draw {s['draw']}: {s['accuracy']:.1%} of the "
-                f"rest are right, and {s['train_accuracy']:.0%} of its own.")
-
-    return explore(train, live, words=words,
-                   caption="Live figure. One image of each digit is enough for more than a guess; from twenty on, more "
-                           "images help little.",
-                   n_per_class=widgets.IntSlider(10, 1, 60),
-                   lr=widgets.FloatLogSlider(.01, base=10, min=-4, max=0, step=.25, readout_format=".1e"),
-                   draw=widgets.IntSlider(0, 0, 20))
-
-# %% ../nbs/11_transfer.ipynb #bdc035b2
-class MoveStatistics(Callback):
-    "Lets frozen normalization layers follow the new data with their running statistics, which they otherwise keep."
-    def before_train(self, learn):
-        for norm in frozen_norms(learn.model): norm.train()
-
-# %% ../nbs/11_transfer.ipynb #4af3cb4c
-def decay_weights_only(opt_func):
-    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, norms' scale and shift.
-
-    It splits each parameter group in two; the learner gives both parts the same rate.
-    """
-    def make(params, **hypers):
-        params = list(params)
-        groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
-        parts = [{**group, "params": [p for p in group["params"] if (p.ndim < 2) is spared],
-                  **({"weight_decay": 0.} if spared else {})} for group in groups for spared in (False, True)]
-        return opt_func([part for part in parts if part["params"]], **hypers)
-
-    return make
-
-
-def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=()):
-    """Train the last group for freeze_epochs, then all for n_epochs, each with one cycle (Howard and Gugger, 2020).
-
-    Frozen, the last group's peak is base_lr (by default the learner's); after that half of it, and lr_mult times
-    less in the first group, geometric in between. The model ends unfrozen, after an error too.
-    """
-    base_lr = learn.lr if base_lr is None else base_lr
-    if base_lr is None or isinstance(base_lr, slice):
-        raise ValueError(f"fine_tune needs one number as base_lr, the head's rate; got {base_lr}.")
-    n_epochs, n_frozen = at_least_one("n_epochs", n_epochs), at_least_one("1 + freeze_epochs", freeze_epochs + 1) - 1
-    if len(learn.groups) < 2: raise ValueError("fine_tune needs a body and a head; this model has one layer group.")
-    late = slice(base_lr / 2 / lr_mult, base_lr / 2)
-    learn.rates(late)  # what is wrong with it shall not cost a frozen epoch
-    learn.freeze()
-    try:
-        if n_frozen: learn.fit_one_cycle(n_frozen, slice(base_lr), pct_start=.99, cbs=cbs)
-    finally: learn.unfreeze()
-    learn.fit_one_cycle(n_epochs, late, pct_start=.3, cbs=cbs)
-
-
-Learner.fine_tune = fine_tune
-
-# %% ../nbs/11_transfer.ipynb #26833606
+# %% ../nbs/11_transfer.ipynb #421809ea
 def tta(learn, dl=None, transform=None, n=4):
     """Class probabilities `[N, n_classes]` and targets `[N]`: averages over each input as it is and n random versions.
 
-    dl: by default the validation loader; transform: `(xb, yb) -> (xb, yb)`, by default the training loader's.
+    dl: by default the validation loader, of whose own transform the version "as it is" comes; transform:
+    `(xb, yb) -> (xb, yb)`, by default the training loader's.
     """
     dl, n = learn.dls.valid if dl is None else dl, at_least_one("n", n)
     transform = getattr(learn.dls.train, "transform", None) if transform is None else transform
     if dl is None: raise ValueError("There is no validation loader; pass one: tta(dl).")
     if transform is None: raise ValueError("The training loader has no transform; pass one, such as RandomAffine(10).")
-    averages, targets = [], []
+    plain, averages, targets = getattr(dl, "transform", None) or (lambda xb, yb: (xb, yb)), [], []
+    if hasattr(dl, "transform"):  # each version begins with what the loader holds
+        dl = copy.copy(dl)
+        dl.transform = None
     for xb, yb in dl:
-        versions = [xb, *(transform(xb.clone(), yb)[0] for _ in range(n))]
+        versions = (version(on_tensors(torch.clone, xb), yb)[0] for version in [plain] + [transform] * n)
         averages.append(torch.stack([learn.predict(version).softmax(1) for version in versions]).mean(0))
-        targets.append(yb)
+        targets.append(yb.to(averages[-1].device))
+    if not averages: raise ValueError("The loader is empty: it has no batch.")
     return torch.cat(averages), torch.cat(targets)
 
 
 Learner.tta = tta
 
-# %% ../nbs/11_transfer.ipynb #710b207a
-def load_weights(model, weights, source):
-    """Put weights (name -> tensor) into a model: all of them or, with a `ValueError` that says what differs, none.
-
-    source: where they come from, for the message.
-    """
-    own = model.state_dict()
-    shape = lambda tensors, name: list(tensors[name].shape) if name in tensors else "nothing"
-    other = [f"{name}: {shape(weights, name)} for {shape(own, name)}" for name in {**own, **weights}
-             if shape(weights, name) != shape(own, name)]
-    if other: raise ValueError(f"{source} holds the weights of another model than this {type(model).__name__}: "
-                               f"{'; '.join(other[:3])}{f' and {len(other) - 3} more' if other[3:] else ''}. "
-                               "Load weights first, then replace the head.")
-    model.load_state_dict(weights)
-    return model
-
-
+# %% ../nbs/11_transfer.ipynb #477a0f50
 def imagenet_resnet(name="resnet18", download=True):
     """torchvision's ResNet of that name with the weights IMAGENET1K_V1, from torch's cache folder or downloaded to it.
 
     Raises `DownloadError` where they are not there and cannot be had, `DamagedFileError` where the file is damaged.
     """
     try: weights = get_model_weights(name).IMAGENET1K_V1
-    except (ValueError, AttributeError): raise ValueError(f"torchvision has no model {name!r} with ImageNet weights; "
-                                                          "resnet18, resnet34 and resnet50 are some.") from None
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"torchvision has no model {name!r} with ImageNet weights; "
+                         "resnet18, resnet34 and resnet50 are some.") from None
     path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    advice = "Delete it; it is then fetched again."
     try:
         if not path.exists():
             if not download: raise DownloadError(f"{path} is not there, and nothing was to be downloaded")
             _open(weights.url).close()  # within seconds, or not at all
+        if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()): raise EOFError(f"{part} is damaged")
         state = weights.get_state_dict(progress=False, check_hash=True)
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise EOFError("it holds something else")
     except DownloadError: raise
     except (EOFError, RuntimeError, KeyError, UnpicklingError) as error:
-        raise DamagedFileError(f"{path} is no file of weights ({error}). Delete it; "
-                               "it is then fetched again.") from error
+        if not path.exists():
+            raise DownloadError(f"{weights.url} sends another file than expected ({error})") from error
+        raise DamagedFileError(f"{path} is no file of weights ({error}). {advice}") from error
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{weights.url} cannot be reached ({getattr(error, 'reason', error)})") from error
     return load_weights(get_model(name), state, str(path))
 
-
+# %% ../nbs/11_transfer.ipynb #855e61d6
 def gray_to_rgb(x):
     "Gray images `[B, 1, H, W]` as `[B, 3, H, W]`: three times the same channel, without a copy."
     if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
@@ -487,8 +523,8 @@ def cost_per_image(model, shape, n=2):
     "Seconds on the model's device, and operations, of a forward and backward pass, by n random images of that shape."
     x = torch.randn(n, *shape, device=(device := next(model.parameters()).device))
     model = copy.deepcopy(model)  # whose statistics and gradients nobody will miss
-    with FlopCounterMode(display=False) as counter: model(x).sum().backward()
+    with FlopCounterMode(display=False) as counter: model(x).sum().requires_grad_().backward()
     began = perf_counter()
-    model(x).sum().backward()
+    model(x).sum().requires_grad_().backward()
     if device.type == "cuda": torch.cuda.synchronize()
     return (perf_counter() - began) / n, counter.get_total_flops() / n

@@ -1,5 +1,7 @@
 """Normalization against torch.nn: outputs, gradients of inputs and parameters, running statistics, state dicts, errors."""
+import contextlib
 import copy
+import math
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import course_lib.batchnorm as ours
+from course_lib import Callback, CancelBatchException, CancelFitException, DataLoaders, Learner, TensorLoader, accuracy
 from course_lib.momentum import SGD
 from course_lib.sweep import sweep
 
@@ -88,11 +91,84 @@ def test_wrong_inputs_are_errors_of_the_kind_that_torch_raises(name, arguments, 
     mine, theirs = pair(name, *arguments)
     before = copy.deepcopy(mine.state_dict())
     errors = []
-    for layer in (mine, theirs):
+    for layer in (theirs, mine):
         with pytest.raises((ValueError, RuntimeError)) as caught: layer(torch.randn(shape, dtype=F64))
         errors.append(type(caught.value))
-    assert errors[0] is errors[1] and str(shape[1:2][0] if len(shape) > 1 else 1) in str(caught.value) or errors[0] is errors[1]
+    assert errors[0] is errors[1]
     for key, value in mine.state_dict().items(): assert torch.equal(value, before[key]), key
+
+
+def test_integers_are_refused():
+    for dtype in (torch.uint8, torch.int64, torch.bool):
+        with pytest.raises(ValueError, match="floating-point"): ours.BatchNorm1d(3).eval()(torch.ones(4, 3).to(dtype))
+
+
+def test_one_value_per_group_in_several_samples_is_no_error():
+    x = torch.randn(8, 4, 1, 1, dtype=F64)
+    assert_equal(*pair("GroupNorm", 4, 4), x.shape)
+    assert ours.GroupNorm(2, 4)(torch.randn(0, 4, 3)).shape == (0, 4, 3)
+    with pytest.raises(ValueError, match="more than 1 value per group"): ours.GroupNorm(4, 4)(x[:1].float())
+
+
+@pytest.mark.parametrize("name, arguments", [("BatchNorm1d", (64,)), ("LayerNorm", (64,)), ("GroupNorm", (4, 64))])
+@pytest.mark.parametrize("mean", [1, 10, 100])
+def test_bfloat16_inputs_are_normalised_in_float32(name, arguments, mean):
+    x = (mean + torch.randn(256, 64)).bfloat16()
+    mine, theirs = getattr(ours, name)(*arguments), getattr(nn, name)(*arguments)
+    assert mine(x).dtype is torch.bfloat16
+    torch.testing.assert_close(mine(x).float(), theirs(x.float()), rtol=.01, atol=.01)
+
+
+def fitted(cbs=(), **options):
+    x, y = torch.randn(24, 1, 8, 8), torch.arange(24) % 3
+    learn = Learner(ours.ConvNet(ours.BatchNorm2d, (4,), n_classes=3), DataLoaders(TensorLoader(x, y, 8), TensorLoader(x, y, 8)), F.cross_entropy,
+                    SGD, lr=.01, metrics=[accuracy], cbs=[ours.Autocast()])
+    learn.fit(1, cbs=cbs, **options)
+    return learn
+
+
+class Dtypes(Callback):
+    def before_fit(self, learn):
+        self.seen = set()
+        self.hook = learn.model[0].register_forward_hook(lambda module, inputs, out: self.seen.add(out.dtype))
+
+    def after_fit(self, learn): self.hook.remove()
+
+
+def test_autocast_is_on_in_the_model_and_nowhere_else():
+    class Look(Callback):
+        def after_pred(self, learn): assert learn.pred.dtype is torch.float32
+        def before_backward(self, learn): assert not torch.is_autocast_enabled("cpu")
+    seen = Dtypes()
+    learn = fitted([ours.Autocast(), seen, Look()])
+    assert seen.seen == {torch.bfloat16} and not torch.is_autocast_enabled("cpu")
+    assert all(p.dtype is torch.float32 for p in learn.model.parameters()) and "forward" not in vars(learn.model)
+    copy.deepcopy(learn.model)
+
+
+@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "before_step", "after_batch"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelBatchException, CancelFitException, ZeroDivisionError])
+def test_autocast_ends_whatever_is_raised(event, error):
+    raiser = type("Raiser", (Callback,), {event: lambda self, learn: (_ for _ in ()).throw(error())})()
+    with contextlib.suppress(KeyboardInterrupt, ZeroDivisionError): fitted([raiser])
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_timing_leaves_model_and_random_numbers_alone():
+    model = nn.Sequential(ours.ConvNet(ours.BatchNorm2d, (4,)), nn.Dropout(.5))
+    x, y, state = torch.randn(4, 1, 8, 8), torch.arange(4), copy.deepcopy(model.state_dict())
+    numbers = torch.random.get_rng_state()
+    seconds = ours.seconds_by_format(model, x, y, n_steps=1)
+    assert list(seconds) == list(ours.FORMATS) and all(value > 0 for value in seconds.values())
+    assert torch.equal(numbers, torch.random.get_rng_state()) and all(p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items(): assert torch.equal(value, state[name]), name
+    volume = nn.Sequential(nn.Conv3d(1, 2, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten()).requires_grad_(False)
+    assert math.isinf(ours.seconds_by_format(volume, torch.randn(2, 1, 4, 4, 4), y[:2] % 2, n_steps=1)["float32, channels last"])
+
+
+def test_a_slice_of_the_digits_net_is_a_sequential():
+    net = ours.ConvNet(ours.BatchNorm2d)
+    assert len(net[:-3]) == len(net) - 3 and net[:-3][0] is net[0] and net[-2:](torch.ones(1, 2, 3, 3)).shape == (1, 2)
 
 
 def test_groups_must_divide_channels():

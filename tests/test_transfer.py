@@ -1,16 +1,16 @@
 """Transfer against references: torchvision's networks, torch's optimizers, weights that are not what they should be."""
 import copy
-import hashlib
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
-from course_lib import AdamW, Callback, DataLoaders, Learner, SGD, TensorLoader, accuracy, batchnorm, transfer
+from course_lib import AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy, batchnorm, transfer
 from course_lib.data import DamagedFileError, DownloadError
+from course_lib.photos import CenterCrop, RandomResizedCrop
+from course_lib.sweep import sweep
 from course_lib.transfer import (MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, imagenet_resnet, layer_groups,
                                  load_weights, replace_head, unfreeze)
 
@@ -78,6 +78,13 @@ def test_resnets_fall_into_stem_stages_and_head(name):
     names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
     assert [sorted({names[id(p)] for p in group}) for group in layer_groups(model)] == [
         ["bn1", "conv1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"], ["fc"]]
+
+
+def test_a_second_exit_is_not_the_head():
+    with torch.device("meta"): model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)
+    replace_head(model, 5)
+    assert (model.classifier[-1].out_channels, model.aux_classifier[-1].out_channels) == (5, 21)
+    assert replace_head(nn.Conv2d(2, 4, 3, padding_mode="reflect"), 3).padding_mode == "reflect"
 
 
 def test_groups_of_any_sequential():
@@ -176,6 +183,22 @@ def test_decay_weights_only_equals_torchs_adamw_with_groups_by_hand():
     for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("give", [lambda m: m.parameters(), lambda m: [*m.parameters()], lambda m: [{"params": m.parameters()}],
+                                  lambda m: m.named_parameters(), lambda m: [{"params": [*m.named_parameters()]}]])
+def test_no_parameter_gets_lost_in_the_split(give):
+    model = net()
+    optimizer = decay_weights_only(torch.optim.AdamW)(give(model), lr=.1)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [.01, 0.]
+    with pytest.raises(TypeError): decay_weights_only(torch.optim.AdamW)(model[0][0].weight)
+
+
+def test_a_sweep_says_that_it_cannot_split():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    with pytest.raises(ValueError, match="Sweep with opt_func alone"):
+        sweep(model, F.cross_entropy, decay_weights_only(AdamW), data().train, 2, {"lr": torch.tensor([.01, .1])})
+
+
 # --- fine_tune
 
 def test_fine_tune_trains_the_head_then_everything():
@@ -217,6 +240,56 @@ def test_fine_tune_needs_a_body():
     with pytest.raises(ValueError, match="a body and a head"): learn.fine_tune(1, .01)
 
 
+def test_a_second_fine_tune_without_a_rate_takes_the_first_ones():
+    learn = learner()
+    learn.fine_tune(1, .01)
+    assert learn.lr == .01
+    learn.fine_tune(1)
+    assert learn.lr == .01 and learn.epochs_done == 4
+
+
+def test_a_callback_that_ends_the_frozen_part_ends_fine_tune():
+    class End(Callback):
+        def after_batch(self, learn): raise CancelFitException
+    learn = learner()
+    learn.fine_tune(3, .01, cbs=(cb for cb in [End()]))
+    assert learn.epochs_done == 0 and all(p.requires_grad for p in learn.model.parameters())
+
+
+def test_fine_tune_inside_of_a_fit_changes_nothing():
+    class Inside(Callback):
+        def after_step(self, learn): learn.fine_tune(1, .01)
+    learn = learner(lr=.01)
+    learn.freeze_to(1)
+    with pytest.raises(RuntimeError, match="in the middle of a fit"): learn.fit(1, cbs=[Inside()])
+    assert [p.requires_grad for p in learn.model.parameters()] == [False] * 3 + [True] * 6
+
+
+def test_a_head_that_is_replaced_after_a_fit_is_not_forgotten_quietly():
+    learn = learner(lr=.01)
+    learn.fit(1)
+    replace_head(learn.model, 3)
+    with pytest.raises(ValueError, match="knows nothing of 2 of the model's parameters"): learn.fit(1)
+    head = learn.model[2][2].weight.detach().clone()
+    learn.fit(1, reset_opt=True)
+    assert not torch.equal(learn.model[2][2].weight, head)
+
+
+def test_what_is_frozen_is_saved_too(tmp_path):
+    def made():
+        torch.manual_seed(3)
+        return learner(lr=.05)
+    whole, first, second = made(), made(), made()
+    for learn, n in ((whole, 5), (first, 2)):
+        learn.freeze()
+        learn.fit(n)
+    first.save(tmp_path / "half.safetensors")
+    second.load(tmp_path / "half.safetensors")
+    second.fit(3)
+    for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values()): assert torch.equal(a, b)
+    assert [p.requires_grad for p in second.model.parameters()] == [False] * 7 + [True] * 2
+
+
 def test_an_interrupted_fine_tune_leaves_nothing_frozen():
     class Stop(Callback):
         def after_step(self, learn): raise KeyboardInterrupt
@@ -242,6 +315,29 @@ def test_features_are_what_the_head_gets():
     reference = copy.deepcopy(model).eval()
     torch.testing.assert_close(reference[2][2](taken), reference(x))
     assert model.training and model[2][2].out_features == 3
+
+
+def test_features_in_front_of_a_convolution_and_of_the_right_head():
+    conv = batchnorm.ConvNet(widths=(4, 5))
+    assert features(conv, torch.randn(3, 1, 28, 28)).shape == (3, 5, 7, 7)
+    model, x = net(), torch.randn(2, 1, 12, 12)
+    state = torch.random.get_rng_state()
+    features(model, x)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_tta_of_photos_begins_with_their_bytes():
+    x, y = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8), torch.arange(8) % 2
+    crops = RandomResizedCrop(16, device="cpu"), CenterCrop(16, device="cpu")
+    train, valid = (TensorLoader(x, y, 4, transform=crop) for crop in crops)
+    learn = Learner(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), DataLoaders(train, valid), F.cross_entropy, lr=.1)
+    torch.manual_seed(1)
+    probabilities, targets = learn.tta(n=1)
+    torch.manual_seed(1)
+    halves = [(x[i:i + 4], y[i:i + 4]) for i in (0, 4)]
+    expected = torch.cat([sum(learn.predict(crop(*half)[0]).softmax(1) for crop in reversed(crops)) / 2 for half in halves])
+    torch.testing.assert_close(probabilities, expected)
+    assert torch.equal(targets, y) and valid.transform is crops[1]
 
 
 def test_tta_averages_probabilities():
@@ -293,6 +389,31 @@ def test_imagenets_weights_are_taken_from_the_cache(hub, name):
     learn = Learner(replace_head(model, 3), DataLoaders([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))], None),
                     F.cross_entropy, SGD, splitter=layer_groups)
     learn.fine_tune(1, .001)
+
+
+def test_weights_from_before_batches_were_counted(hub):
+    reference = torchvision.models.resnet18()
+    old = {key: value for key, value in reference.state_dict().items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    assert torch.equal(imagenet_resnet("resnet18").fc.weight, reference.fc.weight)
+    norm = nn.Sequential(batchnorm.BatchNorm2d(2))
+    norm.load_state_dict({f"0.{key}": torch.ones(2) for key in ("weight", "bias", "running_mean", "running_var")})
+    assert norm[0].running_mean.sum() == 2
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"state_dict": {"a": torch.ones(1)}}], ids=["list", "nested"])
+def test_a_file_that_holds_something_else(hub, content):
+    torch.save(content, hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    with pytest.raises(DamagedFileError, match="it holds something else"): imagenet_resnet("resnet18")
+
+
+def test_one_flipped_bit(hub):
+    path = hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DamagedFileError, match="Delete it"): imagenet_resnet("resnet18")
 
 
 def test_weights_that_cannot_be_had(hub):

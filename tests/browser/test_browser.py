@@ -106,6 +106,18 @@ def sweep_map(lab, page):
     return run_chapter(lab, page, "09_sweep.ipynb")
 
 
+@pytest.fixture(scope="module")
+def batchnorm(lab, page):
+    "Chapter 10; it comes after chapter 09."
+    return run_chapter(lab, page, "10_batchnorm.ipynb")
+
+
+@pytest.fixture(scope="module")
+def transfer(lab, page):
+    "Chapter 11; it comes after chapter 10."
+    return run_chapter(lab, page, "11_transfer.ipynb")
+
+
 def explorer(page, control, button="Reset"):
     "The explorer with that control and that button."
     figure = page.locator(".widget-vbox").filter(has=page.locator(f".control-{control}"))
@@ -306,7 +318,35 @@ def test_another_optimizer_trains_another_map(sweep_map):
     assert sweep_map.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
 
 
-def test_nothing_left_the_machine(sweep_map):
-    hosts = {urlparse(url).hostname for url in sweep_map.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
+def test_chapter_10_runs_without_an_error(batchnorm): runs_without_an_error(batchnorm)
+
+
+def test_activations_follow_the_rate(batchnorm):
+    figure = explorer(batchnorm, "lr")
+    says(figure, "Batch 60 at lr 0.03")
+    press(batchnorm, figure, "lr", "ArrowRight", 10)
+    says(figure, "Batch 60 at lr 0.3")
+
+
+def test_running_statistics_settle_faster_with_a_larger_share(batchnorm):
+    figure = explorer(batchnorm, "momentum")
+    says(figure, "nine tenths of a jump are in after 22 batches")
+    press(batchnorm, figure, "momentum", "ArrowRight", 40)
+    says(figure, "momentum 0.5, batches of 32: nine tenths of a jump are in after 4 batches")
+
+
+def test_chapter_11_runs_without_an_error(transfer): runs_without_an_error(transfer)
+
+
+def test_more_images_train_a_better_head(transfer):
+    figure = explorer(transfer, "n_per_class")
+    says(figure, "10 of each class")
+    press(transfer, figure, "n_per_class", "ArrowRight", 40)
+    says(figure, "50 of each class")
+    assert figure.locator(".explorer-error").inner_text() == ""
+
+
+def test_nothing_left_the_machine(transfer):
+    hosts = {urlparse(url).hostname for url in transfer.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {"127.0.0.1"}
-    assert sweep_map.errors == []
+    assert transfer.errors == []
