@@ -46,11 +46,11 @@ from .plots import COLORS, styled
 from .schedule import fit_one_cycle
 from .sgd import batches
 
-# %% ../nbs/11_transfer.ipynb #603ddab5
+# %% ../nbs/11_transfer.ipynb #02608b0b
 CLASSES = string.digits + string.ascii_uppercase + string.ascii_lowercase  # what the 62 targets stand for
 FONTS = tuple("""DejaVuSans DejaVuSans-Oblique DejaVuSans-Bold DejaVuSans-BoldOblique DejaVuSansMono
 DejaVuSansMono-Oblique DejaVuSansMono-Bold DejaVuSansMono-BoldOblique DejaVuSerif DejaVuSerif-Italic DejaVuSerif-Bold
-DejaVuSerif-BoldItalic STIXGeneral STIXGeneralItalic STIXGeneralBol STIXGeneralBolIta cmr10 cmb10 cmss10 cmti10
+DejaVuSerif-BoldItalic STIXGeneral STIXGeneralItalic STIXGeneralBol STIXGeneralBolIta cmr10 cmb10 cmss10
 cmtt10""".split())  # the text fonts of matplotlib, without those of symbols, of sizes and of last resort
 
 
@@ -68,7 +68,7 @@ def render(font, character, size=56, box=40):
 @functools.lru_cache(2)
 @torch.inference_mode(False)  # what is kept may be needed in training later
 def glyph_bank(device="cpu"):
-    "All characters in all fonts: uint8 `[3 strokes (thin, as drawn, thick), 62 classes, 21 fonts, 56, 56]`."
+    "All characters in all fonts: uint8 `[3 strokes (thin, as drawn, thick), 62 classes, 20 fonts, 56, 56]`."
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 160, layout_engine=ImageFont.Layout.BASIC)
              for name in FONTS]
@@ -165,8 +165,8 @@ def small_resnet(n_classes=len(CLASSES)):
     model = nn.Sequential(OrderedDict(stem=stem, **stages, head=head))
     return model.to(memory_format=torch.channels_last)  # the faster order of a convolution's weights
 
-# %% ../nbs/11_transfer.ipynb #38bb6caa
-GLYPHS_SHA256 = "d6bde480402814fa5cde7c30f87d248c6e455840d9160d881ea11c51b61ab8e9"
+# %% ../nbs/11_transfer.ipynb #da3e78e4
+GLYPHS_SHA256 = "f1c8e5fc6b4c7fa27640f056ab67cbee2c3a3dab927d629ff7ce000cc5d68ef5"
 
 
 def came_along(name):

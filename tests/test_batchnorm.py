@@ -12,6 +12,7 @@ import course_lib.batchnorm as ours
 from course_lib import Callback, CancelBatchException, CancelFitException, DataLoaders, Learner, TensorLoader, accuracy
 from course_lib.momentum import SGD
 from course_lib.sweep import sweep
+from tiny import every_device
 
 F64 = torch.float64
 SHAPES = {"BatchNorm1d": [(8, 5), (2, 5, 3), (8, 5, 1)], "BatchNorm2d": [(4, 5, 6, 3), (1, 5, 2, 2)], "BatchNorm3d": [(2, 5, 3, 4, 2)]}
@@ -38,20 +39,20 @@ def outcome(layer, x, direction):
     return [out.detach(), *gradients, *layer.state_dict().values()]
 
 
-def assert_equal(mine, theirs, shape, n_batches=3):
+def assert_equal(mine, theirs, shape, n_batches=3, device="cpu"):
+    mine.to(device), theirs.to(device)
     for i in range(n_batches):
-        x, direction = (1 + i) * torch.randn(shape, dtype=F64) + i, torch.randn(shape, dtype=F64)
+        x, direction = (1 + i) * torch.randn(shape, dtype=F64, device=device) + i, torch.randn(shape, dtype=F64, device=device)
         for a, b in zip(outcome(mine, x, direction), outcome(theirs, x, direction), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@every_device
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name, shape", CASES, ids=str)
-def test_batchnorm_equals_torchs_in_training_then_in_evaluation_then_again(name, shape, options):
+def test_batchnorm_equals_torchs_in_training_then_in_evaluation_then_again(name, shape, options, device):
     mine, theirs = pair(name, 5, **options)
-    assert_equal(mine, theirs, shape)
-    assert_equal(mine.eval(), theirs.eval(), shape)
-    assert_equal(mine.train(), theirs.train(), shape)
+    for train in (True, False, True): assert_equal(mine.train(train), theirs.train(train), shape, device=device)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -119,9 +120,9 @@ def test_bfloat16_inputs_are_normalised_in_float32(name, arguments, mean):
     torch.testing.assert_close(mine(x).float(), theirs(x.float()), rtol=.01, atol=.01)
 
 
-def fitted(cbs=(), **options):
-    x, y = torch.randn(24, 1, 8, 8), torch.arange(24) % 3
-    learn = Learner(ours.ConvNet(ours.BatchNorm2d, (4,), n_classes=3), DataLoaders(TensorLoader(x, y, 8), TensorLoader(x, y, 8)), F.cross_entropy,
+def fitted(cbs=(), device="cpu", **options):
+    x, y = torch.randn(24, 1, 8, 8, device=device), torch.arange(24, device=device) % 3
+    learn = Learner(ours.ConvNet(ours.BatchNorm2d, (4,), n_classes=3).to(device), DataLoaders(TensorLoader(x, y, 8), TensorLoader(x, y, 8)), F.cross_entropy,
                     SGD, lr=.01, metrics=[accuracy], cbs=[ours.Autocast()])
     learn.fit(1, cbs=cbs, **options)
     return learn
@@ -135,13 +136,14 @@ class Dtypes(Callback):
     def after_fit(self, learn): self.hook.remove()
 
 
-def test_autocast_is_on_in_the_model_and_nowhere_else():
+@every_device
+def test_autocast_is_on_in_the_model_and_nowhere_else(device):
     class Look(Callback):
         def after_pred(self, learn): assert learn.pred.dtype is torch.float32
-        def before_backward(self, learn): assert not torch.is_autocast_enabled("cpu")
+        def before_backward(self, learn): assert not torch.is_autocast_enabled(device)
     seen = Dtypes()
-    learn = fitted([ours.Autocast(), seen, Look()])
-    assert seen.seen == {torch.bfloat16} and not torch.is_autocast_enabled("cpu")
+    learn = fitted([ours.Autocast(), seen, Look()], device)
+    assert seen.seen == {torch.bfloat16} and not torch.is_autocast_enabled(device)
     assert all(p.dtype is torch.float32 for p in learn.model.parameters()) and "forward" not in vars(learn.model)
     copy.deepcopy(learn.model)
 

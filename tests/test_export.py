@@ -115,7 +115,7 @@ def test_the_wheel_works_outside_of_a_checkout(tmp_path):
     done = run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     script = (f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import course_lib; from course_lib.data import CHECKOUT, data_root; "
-              "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
+              "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); course_lib.glyph_backbone(); course_lib.glyph_curves(); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"HOME": str(tmp_path), "PATH": ""})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site")) and done.stdout.endswith("1248 the cache folder\n")

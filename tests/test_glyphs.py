@@ -18,11 +18,12 @@ from course_lib.data import CHECKOUT, DamagedFileError, DataLoaders, digits
 from course_lib.learner import Learner, accuracy
 from course_lib.transfer import (CLASSES, FONTS, GlyphLoader, draw_few, few_shot, glyph_backbone, glyph_bank, glyph_curves, render,
                                  small_resnet, warp)
+from tiny import every_device
 
 
 def test_each_font_has_every_character_and_draws_each_differently():
     bank = glyph_bank()
-    assert bank.shape == (3, 62, 21, 56, 56) and bank.dtype == torch.uint8
+    assert bank.shape == (3, 62, 20, 56, 56) and bank.dtype == torch.uint8
     for i, name in enumerate(FONTS):
         glyphs = bank[1, :, i]
         assert (glyphs.amax((1, 2)) > 128).all(), name  # none blank
@@ -53,7 +54,7 @@ def test_nothing_to_distort_gives_the_bank_at_half_its_resolution():
 @pytest.mark.parametrize("strength, is_plain", [(0, True), (1, False)])
 def test_strength_zero_gives_plain_glyphs(strength, is_plain):
     images, targets = next(iter(GlyphLoader(1, 16, seed=1, stroke=0, affine=strength, elastic=strength, device="cpu")))
-    plain = F.avg_pool2d(glyph_bank()[1].float(), 2)  # [62, 21, 28, 28]
+    plain = F.avg_pool2d(glyph_bank()[1].float(), 2)  # [62, 20, 28, 28]
     score = lambda x: (x - x.mean((-2, -1), keepdim=True)) / x.std((-2, -1), keepdim=True)
     apart = (score(images) - score(plain[targets])).abs().amax((-2, -1)).amin(1)  # from the nearest font
     assert (apart < 1e-3).all() == is_plain
@@ -196,3 +197,11 @@ def test_few_shot_repeats_and_leaves_backbone_and_random_numbers_alone(one_threa
     assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(torch.get_rng_state(), before) and not backbone.training
     with pytest.raises(ValueError, match="way must be one of"): few_shot(few, rest, "gradually")
+
+
+@every_device
+def test_glyphs_are_the_same_on_every_device(device):
+    (xb, yb), (there, targets) = (next(iter(GlyphLoader(1, 16, seed=4, device=d))) for d in ("cpu", device))
+    assert there.device.type == device and torch.equal(targets.cpu(), yb)
+    torch.testing.assert_close(there.cpu(), xb, rtol=1e-3, atol=1e-3)
+    assert next(glyph_backbone(device=device).parameters()).device.type == device

@@ -21,6 +21,7 @@ from course_lib import SGD, Learner, accuracy, photos
 from course_lib.data import DamagedFileError, DataError, DownloadError
 from course_lib.photos import (IMAGENET_MEAN, IMAGENET_STD, CenterCrop, RandomResizedCrop, decoded, denormalise, imagenette, pets,
                                  resized_crops)
+from tiny import every_device
 
 BREEDS = ["Abyssinian", "american_bulldog", "Bengal"]
 WNIDS = ["n01440764", "n02102040"]
@@ -441,3 +442,17 @@ def test_what_this_module_says_of_sizes_and_torchvision_of_names():
     "A name that torchvision renames would otherwise be noticed only by somebody who downloads."
     urls = [url for url, _ in (*OxfordIIITPet._RESOURCES, *Imagenette._ARCHIVES.values())]
     assert {Path(url).name for url in urls} == set(photos.ARCHIVE_BYTES)
+
+
+@every_device
+def test_crops_are_the_same_on_every_device(device):
+    x, y = torch.randint(0, 256, (6, 3, 40, 30), dtype=torch.uint8), torch.arange(6)
+    boxes = torch.tensor([[0, 0, 40, 30], [3, 7, 30, 20], [10, 5, 8, 9], [39, 0, 1, 30], [15, 2, 16, 16], [0, 0, 1, 1]]).T
+    crops, targets = CenterCrop(16, device=device)(x, y)
+    assert crops.device.type == targets.device.type == device
+    torch.testing.assert_close(crops.cpu(), CenterCrop(16, device="cpu")(x, y)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(resized_crops(x.float().to(device), boxes.to(device), 8).cpu(), resized_crops(x.float(), boxes, 8), rtol=1e-4, atol=1e-2)
+    torch.manual_seed(0)
+    one = RandomResizedCrop(16, device=device)(x, y)[0]
+    torch.manual_seed(0)
+    assert torch.equal(one, RandomResizedCrop(16, device=device)(x, y)[0]) and one.shape == (6, 3, 16, 16)

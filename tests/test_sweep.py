@@ -19,9 +19,8 @@ from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.sweep import ACTIVATIONS, Sweep, SweepExplorer, axis_values, first_known, is_mlp, sweep
+from tiny import every_device
 
-every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU that speaks CUDA"))])
 F64 = torch.float64
 
 
