@@ -329,8 +329,8 @@ def head_explorer(x, y, n_steps=60):
                 f"rest are right, and {s['train_accuracy']:.0%} of its own.")
 
     return explore(train, live, words=words,
-                   caption="Live figure. One image of each digit is enough for much more than a guess; each further "
-                           "one helps less than the one before.",
+                   caption="Live figure. One image of each digit is enough for much more than a guess, and more of "
+                           "them help. How much do the tenth and the fiftieth still bring?",
                    n_per_class=widgets.IntSlider(10, 1, 60),
                    lr=widgets.FloatLogSlider(.01, base=10, min=-4, max=0, step=.25, readout_format=".1e"),
                    draw=widgets.IntSlider(0, 0, 20))
