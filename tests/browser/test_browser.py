@@ -296,6 +296,7 @@ def test_the_map_trains_anew_when_lr_moves_and_can_be_stopped(sweep_map):
     press(sweep_map, figure, "column", "ArrowLeft", 2)  # points, and trains nothing
     says(figure, "Step 100 of 100")
     press(sweep_map, figure, "steps", "ArrowRight", 20)
+    says(figure, "of 300")  # the last of the key presses has arrived
     figure.get_by_role("button", name="Stop").click()
     sweep_map.wait_for_timeout(1000)
     stopped = figure.locator(".explorer-words").inner_text()
