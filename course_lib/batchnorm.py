@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from .data import TensorLoader
 from .learner import Callback, on_tensors
 from .live import SLICE_S, LiveFigure, explore
 from .momentum import SGD

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STALL_S', 'TRICKLE_S', 'TRICKLE_BYTES_S', 'PACKAGE', 'CHECKOUT', 'default_device', 'keep_freed_memory',
            'TensorLoader', 'DataLoaders', 'affine', 'RandomAffine', 'DataError', 'DamagedFileError', 'DownloadError',
-           'read_idx', 'receive', 'fetch', 'write_whole', 'data_root', 'mnist', 'digits', 'course_data']
+           'read_idx', 'receive', 'fetch', 'write_whole', 'came_along', 'data_root', 'mnist', 'digits', 'course_data']
 
 # %% ../nbs/01_data.ipynb #f96006a4
 import contextlib
@@ -275,6 +275,11 @@ CHECKOUT = (PACKAGE.parent if (PACKAGE.parent / "nbs").is_dir() and (PACKAGE.par
             else None)
 
 
+def came_along(name):
+    "The path of a small file of `data/`, which an installed package has in course_lib/embedded."
+    return CHECKOUT / "data" / name if CHECKOUT else PACKAGE / "embedded" / name
+
+
 def data_root(root=None):
     """The folder for data, and how to call it in a message: `(path, name)`.
 
@@ -371,7 +376,7 @@ def digits(device=None, batch_size=128, n_train=None, n_valid=None, transform=No
 
     The last 300 are the test part.
     """
-    path = CHECKOUT / "data" / "digits.npz" if CHECKOUT else PACKAGE / "embedded" / "digits.npz"
+    path = came_along("digits.npz")
     try:
         with np.load(path) as file: small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:

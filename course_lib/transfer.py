@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'FONTS', 'GLYPHS_SHA256', 'WAYS', 'render', 'glyph_bank', 'warp', 'GlyphLoader', 'ResidualBlock',
-           'small_resnet', 'came_along', 'load_weights', 'glyph_backbone', 'replace_head', 'layer_groups', 'freeze_to',
-           'freeze', 'unfreeze', 'features', 'head_explorer', 'MoveStatistics', 'decay_weights_only', 'fine_tune',
-           'draw_few', 'few_shot', 'glyph_curves', 'best_scratch', 'tta', 'imagenet_resnet', 'gray_to_rgb',
-           'cost_per_image']
+           'small_resnet', 'load_weights', 'glyph_backbone', 'replace_head', 'layer_groups', 'freeze_to', 'freeze',
+           'unfreeze', 'features', 'head_explorer', 'MoveStatistics', 'decay_weights_only', 'fine_tune', 'draw_few',
+           'few_shot', 'glyph_curves', 'best_scratch', 'tta', 'imagenet_resnet', 'gray_to_rgb', 'cost_per_image']
 
 # %% ../nbs/11_transfer.ipynb #197d3cd8
 import copy
@@ -30,14 +29,14 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model, get_model_weights
 
 from .adam import AdamW
-from .data import (CHECKOUT, DamagedFileError, DataLoaders, DownloadError, PACKAGE, TensorLoader, _open,
-                             _whole, default_device)
+from .data import (DamagedFileError, DataLoaders, DownloadError, TensorLoader, _open, _whole, came_along,
+                             default_device)
 from .learner import (Callback, Learner, _listed, accuracy, at_least_one, freeze_groups, frozen_norms,
                                 on_tensors)
 from .live import LiveFigure, explore
@@ -167,11 +166,6 @@ def small_resnet(n_classes=len(CLASSES)):
 
 # %% ../nbs/11_transfer.ipynb #da3e78e4
 GLYPHS_SHA256 = "f1c8e5fc6b4c7fa27640f056ab67cbee2c3a3dab927d629ff7ce000cc5d68ef5"
-
-
-def came_along(name):
-    "The path of a small file of `data/`, which an installed package has in course_lib/embedded."
-    return CHECKOUT / "data" / name if CHECKOUT else PACKAGE / "embedded" / name
 
 
 def load_weights(model, weights, source):
