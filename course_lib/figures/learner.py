@@ -1,0 +1,117 @@
+"""The live figures of the lesson `learner`."""
+import ipywidgets as widgets
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from ..learner import (
+    EVENTS, Callback, CancelBatchException, CancelEpochException, CancelException, CancelFitException,
+    CancelStepException, CancelTrainException, CancelValidateException, Learner)
+from ..support.live import LiveFigure, explore
+from ..support.plots import COLORS, GHOST, styled
+
+
+class Tracer(Callback):
+    "Writes down every event with the phase and number of its batch, in `.seen`: for looking at the loop."
+    def __init__(self): self.seen = []
+
+    def note(self, learn, event):
+        in_batch = event.removeprefix("after_cancel_").removeprefix("before_").removeprefix("after_") in (
+            "batch", "pred", "loss", "backward", "step")
+        self.seen.append((event, ("train" if learn.training else "valid", learn.iter) if in_batch else None))
+
+
+def _noter(event): return lambda self, learn: self.note(learn, event)
+
+
+for event in EVENTS: setattr(Tracer, event, _noter(event))
+CANCELS = {cancel.__name__: cancel for cancel in (CancelStepException, CancelBatchException, CancelTrainException,
+                                                  CancelValidateException, CancelEpochException, CancelFitException)}
+
+
+class Raiser(Callback):
+    "Raises an exception at the first occurrence of an event: for trying out what then happens."
+    def __init__(self, event, exception):
+        self.exception, self.raised = exception, None
+        setattr(self, event, self.throw)
+
+    def throw(self, learn):
+        if self.raised: return
+        self.raised = learn.training, learn.iter
+        raise self.exception("as you asked")
+
+
+def trace_tiny_fit(event="before_fit", exception=None):
+    """One epoch of two training batches and one of validation, with an exception raised at an event's first occurrence.
+
+    Returns the events as `Tracer` saw them, the place where it was raised, the optimizer's steps, and what came out.
+    """
+    x, y = torch.tensor([[1.], [2.]]), torch.tensor([[2.], [4.]])
+
+    class Data: train, valid = [(x, y), (x, y)], [(x, y)]
+
+    class Counted(torch.optim.SGD):
+        n_steps = 0
+        def step(self, closure=None):
+            self.n_steps += 1
+            return super().step(closure)
+
+    tracer, learn = Tracer(), Learner(nn.Linear(1, 1), Data, nn.functional.mse_loss, Counted, lr=.01)
+    raiser, escaped = Raiser(event, exception) if exception else None, None
+    try: learn.fit(1, cbs=[tracer, *([raiser] if raiser else [])])
+    except CancelException as error: escaped = error
+    return tracer.seen, raiser and raiser.raised, learn.opt.n_steps, escaped
+
+
+@styled
+def cancel_explorer():
+    """A tiny fit in which you choose what is raised, and in which event: what still runs, and what is skipped.
+
+    `.state`: raised, event, n_events, n_skipped, n_steps (of the optimizer), `caught` (False: fit raised it).
+    """
+    rows = [*EVENTS[:16], *EVENTS[16:]]
+    columns = {None: 0, ("train", 0): 1, ("train", 1): 2, ("valid", 0): 3}
+    fig = Figure(figsize=(10, 6))
+    ax = fig.subplots()
+    ax.set(xlim=(-.5, 3.5), ylim=(len(rows) - .5, -.7))
+    ax.set_yticks(range(len(rows)), rows, fontsize=9.5)
+    ax.set_xticks(range(4), ["around the batches", "training batch 1", "training batch 2", "validation batch"])
+    ax.xaxis.tick_top()
+    ax.axhline(15.5, color=GHOST, ls=":", lw=1)
+    planned, *_ = trace_tiny_fit()
+    place = lambda event, where: (columns[where], rows.index(event))
+    ax.plot(*zip(*(place(*seen) for seen in planned)), color=GHOST, marker="o", mfc="white", ms=10, ls="",
+            label="skipped")
+    [ran] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=10, ls="", label="ran")
+    [cancels] = ax.plot([], [], color=COLORS["green"], marker="D", ms=10, ls="", label="after_cancel_…")
+    [bang] = ax.plot([], [], color=COLORS["orange"], marker="X", ms=16, mec="white", ls="", zorder=5,
+                     label="raised here")
+    fig.legend(loc="outside lower center", ncols=4)
+    live = LiveFigure(fig, [ran, cancels, bang],
+                      alt="A grid: events from top to bottom in the order of the loop, and columns for what happens "
+                          "around the batches, in two training batches and in a validation batch. Filled dots ran, "
+                          "hollow ones were skipped, a cross marks where the exception was raised.")
+
+    def trace(exception, event):
+        seen, raised, n_steps, escaped = trace_tiny_fit(event, CANCELS.get(exception))
+        points = [place(*one) for one in seen]
+        ran.set_data(*zip(*(point for point in points if point[1] < 16)))
+        cancels.set_data(*zip(*[point for point in points if point[1] >= 16] or [([], [])]))
+        inside = raised and event in EVENTS[3:11]
+        where = (("train" if raised[0] else "valid", raised[1]) if inside else None)
+        bang.set_data(*([[at] for at in place(event, where)] if raised else ([], [])))
+        return {"raised": exception, "event": event, "n_events": len(seen), "n_steps": n_steps,
+                "n_skipped": len(set(planned) - set(seen)), "caught": escaped is None}
+
+    def words(s):
+        if s["raised"] == "nothing": return f"Nothing is raised: {s['n_events']} events, {s['n_steps']} steps."
+        end = "" if s["caught"] else " Nothing that it names is under way there, so fit raises it as an error."
+        return (f"{s['raised']} in {s['event']}: {s['n_skipped']} events are skipped, "
+                f"{s['n_steps']} steps are made.{end}")
+
+    wide = widgets.Layout(width="330px")
+    return explore(trace, live, words=words,
+                   caption="Live figure. Choose an exception and the event that raises it; dots that turn hollow are "
+                           "events that no longer happen.",
+                   exception=widgets.Dropdown(options=["nothing", *CANCELS], value="CancelBatchException", layout=wide),
+                   event=widgets.Dropdown(options=EVENTS[:16], value="after_loss", layout=wide))

@@ -1,0 +1,197 @@
+"""What an optimizer made of steppers needs for safety: groups, names, state dicts; and in-place arithmetic for numbers, tensors `[N]` and the compiler."""
+import difflib
+import inspect
+
+import torch
+
+from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, check_hyper
+
+
+def add_scaled(p, x, scale):
+    "`p += scale · x`, in place and in one pass; scale: a number, or a tensor that broadcasts."
+    if isinstance(scale, torch.Tensor): p.addcmul_(x, scale)
+    elif torch.compiler.is_compiling(): p.add_(x * scale)  # alpha would be compiled in, and a new rate compiled anew
+    else: p.add_(x, alpha=scale)
+
+
+def hyperparameters(stepper):
+    "The keyword-only arguments of a stepper: name -> default (`inspect.Parameter.empty` where there is none)."
+    parameters = inspect.signature(stepper).parameters.values()
+    kinds = [p.kind for p in parameters]
+    positional, keyword_only = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    if kinds[:3] != [positional] * 3 or any(kind is not keyword_only for kind in kinds[3:]):
+        raise ValueError(f"{stepper_name(stepper)}{inspect.signature(stepper)} is no stepper. "
+                         "Expected stepper(p, grad, state, *, lr, …): "
+                         "three arguments, and every hyperparameter after the asterisk.")
+    return {p.name: p.default for p in parameters if p.kind is keyword_only}
+
+
+def _listed(what, names): return f"{what} {', '.join(sorted(names))}" if names else ""
+
+
+def stepper_name(stepper): return getattr(stepper, "__name__", repr(stepper))
+
+
+def per_model(value, ndim):
+    "A tensor `[N]` with enough axes to broadcast against `[N, …]`."
+    return value.view(-1, *[1] * (ndim - 1)) if isinstance(value, torch.Tensor) and value.ndim else value
+
+
+class CheckedOptimizer(torch.optim.Optimizer):
+    """What `Optimizer` inherits: hyperparameters read off the steppers' signatures, checked wherever they come in, and
+    kept through state dicts, copies and pickles. Arguments and errors as in `Optimizer`, which adds `step`.
+    """
+    def __init__(self, params, steppers, **hypers):
+        self.steppers = list(steppers)
+        if not self.steppers: raise ValueError("An optimizer needs at least one stepper, for example [sgd_step].")
+        self._hypers = [hyperparameters(stepper) for stepper in self.steppers]
+        defaults = {}
+        for stepper, named in zip(self.steppers, self._hypers):
+            for name, default in named.items():
+                if default is inspect.Parameter.empty: continue
+                if name not in hypers and defaults.get(name, default) != default:
+                    raise ValueError(f"{name}: the steppers have different defaults, "
+                                     f"{defaults[name]} and {default} ({stepper_name(stepper)}). Say which.")
+                defaults[name] = default
+        self._check_names(hypers)
+        nothing = ValueError("The optimizer got no parameters. Pass model.parameters(), "
+                             "and not a generator that was used up before.")
+        if not isinstance(params, torch.Tensor) and not (params := list(params)): raise nothing
+        super().__init__(params, {**defaults, **hypers})  # torch itself refuses a single tensor, and says why
+        if not any(group["params"] for group in self.param_groups): raise nothing
+
+    @property
+    def hyper_names(self):
+        "The hyperparameters that the steppers take, in their order."
+        return list(dict.fromkeys(name for named in self._hypers for name in named))
+
+    def _check_names(self, names, known=()):
+        for name in names:
+            if name in self.hyper_names or name in known: continue
+            near = difflib.get_close_matches(FOREIGN_NAMES.get(name, name), self.hyper_names, 1)
+            raise ValueError(f"Unknown hyperparameter {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
+                             f"{' → '.join(map(stepper_name, self.steppers))} takes "
+                             f"{', '.join(self.hyper_names) or 'none'}.")
+
+    def add_param_group(self, param_group):
+        "As in PyTorch; the group may bring its own hyperparameters. It is checked as a whole, or not added."
+        if isinstance(param_group, dict):  # torch refuses everything else
+            self._check_names(param_group, known=("params", "param_names", "name", *SCHEDULER_KEYS))
+            param_group = {**param_group, **self._checked({**self.defaults, **param_group})}
+        super().add_param_group(param_group)
+        try: self._fit(self.param_groups[-1], self.param_groups[-1]["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _checked(self, values):
+        "The hyperparameters among the values, each of them there and in its range."
+        for name in self.hyper_names:
+            if name not in values:
+                raise ValueError(f"Missing hyperparameter {name!r}: "
+                                 f"{' → '.join(map(stepper_name, self.steppers))} has no default for it.")
+        return {name: check_hyper(name, values[name]) for name in self.hyper_names}
+
+    def _fit(self, hypers, params):
+        "Can these parameters be stepped with these hyperparameters? Tensors move to where the parameters are."
+        for p in params:
+            if not p.is_floating_point():
+                raise ValueError(f"Cannot step a parameter of {p.dtype}: expected real floating point.")
+        for name in self.hyper_names:
+            value = hypers[name]
+            if not isinstance(value, torch.Tensor) or not value.ndim: continue
+            for p in params:
+                if p.shape[:1] != value.shape:
+                    raise ValueError(f"{name} holds {len(value)} values, so every parameter needs "
+                                     f"a first axis of {len(value)} models; got {list(p.shape)}.")
+            if not params: continue
+            wide = value.dtype is torch.float64 and params[0].device.type == "mps"  # which has no float64
+            hypers[name] = value.to(params[0].device, torch.float32 if wide else value.dtype)
+
+    def load_state_dict(self, state_dict):
+        "As in PyTorch, for the state of an optimizer with the same hyperparameters; refused before anything changes."
+        for key in ("param_groups", "state"):
+            if key not in (state_dict or ()): raise ValueError(f"This is no optimizer's state: it has no {key!r}.")
+        for saved, group in zip(state_dict["param_groups"], self.param_groups):
+            lacking = set(self.hyper_names) - saved.keys()
+            foreign = saved.keys() - {*self.hyper_names, *group, "param_names", "name", *SCHEDULER_KEYS}
+            if lacking or foreign:
+                raise ValueError(f"This state belongs to another optimizer: {_listed('it lacks', lacking)}"
+                                 f"{' and ' if lacking and foreign else ''}{_listed('it has', foreign)}.")
+            self._fit(self._checked(saved), group["params"])
+        super().load_state_dict(state_dict)
+        for group in self.param_groups: self._fit(group, group["params"])
+
+    def __getstate__(self):  # for copies and pickles
+        return {**super().__getstate__(), "steppers": self.steppers, "_hypers": self._hypers}
+
+    def __repr__(self): return f"{' → '.join(map(stepper_name, self.steppers))}\n{super().__repr__()}"
+
+
+def state_zeros(p, state, name):
+    "The tensor that `state` keeps under this name; at first zeros, shaped like p."
+    if name not in state:
+        zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state[name] = zeros.as_strided(zeros.size(), zeros.stride())  # or the compiler takes 0 + grad for grad itself
+    return state[name]
+
+
+def lerp_towards(average, x, share):
+    "Move an average by this share of the way to x, in place; share: a number, or a tensor that broadcasts."
+    average.lerp_(x, share.to(average.dtype) if isinstance(share, torch.Tensor) else share)
+
+
+def add_ratio(p, x, y, scale):
+    "`p += scale · x / y`, in place; scale: a number, or a tensor that broadcasts."
+    if isinstance(scale, torch.Tensor) or torch.compiler.is_compiling(): add_scaled(p, x / y, scale)
+    else: p.addcdiv_(x, y, value=scale)
+
+
+def bias_correction(beta, state):
+    "1 − beta^step, the share that an average from zero has reached by now; computed in float64 where beta is a number."
+    compiling = torch.compiler.is_compiling()
+    on_device = compiling or state["step"].is_cuda  # where a number would be compiled in, or recorded in a CUDA graph
+    step = state["step"].double() if on_device else state["step"].item()
+    if isinstance(beta, torch.Tensor): return -torch.expm1(step * beta.log())  # precise in float32 too
+    share = 1 - beta ** step
+    return share.as_strided((), ()) if compiling else share  # as a buffer, or it is computed anew for every weight
+
+
+def norm_per_model(x, *hypers):
+    """The norm of x, or that of each of N models along the first axis, if a hyperparameter has a value for each;
+    broadcasts against x.
+    """
+    if not any(isinstance(hyper, torch.Tensor) and hyper.ndim for hyper in hypers): return torch.linalg.vector_norm(x)
+    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+def copy_hyper(value):
+    "A hyperparameter that nobody else changes: of a tensor a copy, a number as it is."
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def drop_grads(opt):
+    "`opt.zero_grad()`; torch's own without its profiler's mark, which takes longer than a small net's gradients."
+    if getattr(opt.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad: return opt.zero_grad()
+    for group in opt.param_groups:
+        for p in group["params"]: p.grad = None
+
+
+def hyper_key(group, name):
+    "Where an optimizer's group keeps what we call lr, beta or sqr_beta: `(key, index or None)`; None if nowhere."
+    if name in group: return name, None
+    elsewhere = {"beta": [("betas", 0), ("momentum", None)], "sqr_beta": [("betas", 1), ("alpha", None)]}
+    return next(((key, i) for key, i in elsewhere.get(name, []) if key in group), None)
+
+
+def read_hyper(group, name):
+    "The value of a hyperparameter in an optimizer's group, ours or torch's; None if it has none."
+    if (place := hyper_key(group, name)) is None: return None
+    key, i = place
+    return group[key] if i is None else group[key][i]
+
+
+def write_hyper(group, name, value):
+    "Set a hyperparameter of an optimizer's group, ours or torch's."
+    key, i = hyper_key(group, name)
+    group[key] = value if i is None else tuple(value if j == i else old for j, old in enumerate(group[key]))

@@ -1,0 +1,42 @@
+"""How a fit is reported: a table that grows in a notebook, plain lines elsewhere."""
+import html
+import os
+import sys
+
+
+def in_notebook():
+    "Does somebody watch through a notebook? (A test that runs one does not.)"
+    IPython = sys.modules.get("IPython")  # without it nobody does
+    shell = IPython and IPython.get_ipython()
+    return hasattr(shell, "kernel") and not any(name in os.environ
+                                                for name in ("PYTEST_VERSION", "PYTEST_CURRENT_TEST"))
+
+
+def format_row(row):
+    "Results as text: whole numbers as they are, the rest to four significant digits."
+    return {name: str(value) if isinstance(value, (int, str)) else f"{value:.4g}" for name, value in row.items()}
+
+
+def show_table(handle, rows, progress, line):
+    """Show rows of texts as a table and, unless line is None, a bar with that line below; -> the display's handle.
+
+    handle: of the display to draw anew, None for a new one; progress: from 0 to 1.
+    """
+    from IPython.display import display
+
+    table = ""
+    if rows:
+        cells = lambda tag, texts: "".join(f"<{tag} style='text-align: right'>{html.escape(text)}</{tag}>"
+                                           for text in texts)
+        names = list(dict.fromkeys(name for row in rows for name in row))  # an epoch may lack a result
+        head = cells("th", [name.replace("_", " ") for name in names])
+        body = "".join(f"<tr>{cells('td', [row.get(name, '') for name in names])}</tr>" for row in rows)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    if line is not None:
+        table += (f"<div><progress value='{progress:.4f}' max='1' style='width: 20em'></progress> "
+                  f"{html.escape(line)}</div>")
+    plain = "\n".join(" · ".join(f"{name} {text}" for name, text in row.items()) for row in rows) or "no epoch yet"
+    bundle = {"text/html": table or "no whole epoch", "text/plain": plain}
+    if handle is None: return display(bundle, raw=True, display_id=True)
+    handle.update(bundle, raw=True)
+    return handle

@@ -1,0 +1,47 @@
+"""How long a model takes, by number format, and what an image costs."""
+import contextlib
+import copy
+import math
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+FORMATS = {"float32": (torch.contiguous_format, None), "float32, channels last": (torch.channels_last, None),
+           "bfloat16, channels last": (torch.channels_last, torch.bfloat16)}
+
+
+@torch.enable_grad()
+def seconds_by_format(model, xb, yb, n_steps=8):
+    """The fastest of n_steps forward and backward passes in each of the `FORMATS`: name -> seconds, inf where the
+    device or the model refuses. Works on copies; the model and the random numbers stay.
+    """
+    seconds, device_type, copies = dict.fromkeys(FORMATS, math.inf), xb.device.type, {}
+    with torch.random.fork_rng():
+        for name, (layout, _) in FORMATS.items():
+            with contextlib.suppress(RuntimeError): copies[name] = copy.deepcopy(model).to(memory_format=layout)
+        for step in range(n_steps + 1):
+            for name in [*copies]:  # in turns, as other work on the machine comes and goes
+                dtype, began = FORMATS[name][1], perf_counter()
+                try:
+                    with torch.autocast(device_type, dtype, enabled=dtype is not None): pred = copies[name](xb)
+                    F.cross_entropy(pred.float(), yb).requires_grad_().backward()
+                    if device_type != "cpu": torch.accelerator.synchronize()
+                except RuntimeError:
+                    if dtype is None: raise
+                    del copies[name]
+                    continue
+                if step: seconds[name] = min(seconds[name], perf_counter() - began)  # the first one warms up
+    return seconds
+
+
+def cost_per_image(model, shape, n=2):
+    "Seconds on the model's device, and operations, of a forward and backward pass, by n random images of that shape."
+    x = torch.randn(n, *shape, device=(device := next(model.parameters()).device))
+    model = copy.deepcopy(model)  # whose statistics and gradients nobody will miss
+    with FlopCounterMode(display=False) as counter: model(x).sum().requires_grad_().backward()
+    began = perf_counter()
+    model(x).sum().requires_grad_().backward()
+    if device.type == "cuda": torch.cuda.synchronize()
+    return (perf_counter() - began) / n, counter.get_total_flops() / n
