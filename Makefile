@@ -43,8 +43,9 @@ nbval: $(VENV)/.installed  ## run every chapter and its assertions
 export: $(VENV)/.installed  ## write course_lib/ from the notebooks
 	$(BIN)/python tools/notebooks.py export
 
-check: $(VENV)/.installed  ## is course_lib/ what the notebooks export?
+check: $(VENV)/.installed  ## is course_lib/ what the notebooks export? does ruff find nothing?
 	$(BIN)/python tools/notebooks.py check
+	$(BIN)/python -m ruff check .
 
 clean-notebooks: $(VENV)/.installed  ## drop volatile metadata, number cells
 	$(BIN)/python tools/notebooks.py clean

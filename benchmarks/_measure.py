@@ -17,7 +17,8 @@ def arguments(description):
 def say_machine(*packages, threads):
     "One line on where this ran."
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {threads} torch threads; Python {platform.python_version()}, {versions}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {threads} torch threads; Python {platform.python_version()}, "
+          f"{versions}")
 
 
 def take_turns(contenders, repeats):

@@ -1,7 +1,8 @@
 """Augmented images per second: TensorLoader with the batched affine against torchvision's usual DataLoader.
 
-Both rotate, shift, stretch and shear each of the 28×28 images by its own random amounts and give shuffled batches of 128
-float images. torchvision's MNIST serves PIL images through `RandomAffine` and `ToTensor`, one at a time, no workers.
+Both rotate, shift, stretch and shear each of the 28×28 images by its own random amounts and give shuffled batches of
+128 float images. torchvision's MNIST serves PIL images through `RandomAffine` and `ToTensor`, one at a time, no
+workers.
 """
 import statistics
 import tempfile
@@ -40,13 +41,17 @@ def main():
     print(f"{n:,} images, batches of {BATCH_SIZE}, {repeats} rounds; ours on {device}")
     with tempfile.TemporaryDirectory() as folder:
         write_mnist(folder, n)
-        usual = datasets.MNIST(folder, transform=transforms.Compose([transforms.RandomAffine(**AMOUNTS), transforms.ToTensor()]))
+        usual = datasets.MNIST(
+            folder, transform=transforms.Compose([transforms.RandomAffine(**AMOUNTS), transforms.ToTensor()]))
         x = (usual.data[:, None] / 255).to(device)
         y = usual.targets.to(device)
-        loaders = {"torchvision: DataLoader, RandomAffine on PIL, ToTensor": DataLoader(usual, BATCH_SIZE, shuffle=True),
+        loaders = {"torchvision: DataLoader, RandomAffine on PIL, ToTensor":
+                   DataLoader(usual, BATCH_SIZE, shuffle=True),
                    "torchvision v2, one affine for the whole batch": TensorLoader(
-                       x, y, BATCH_SIZE, shuffle=True, transform=lambda xb, yb, affine=v2.RandomAffine(**AMOUNTS): (affine(xb), yb)),
-                   "course_lib: TensorLoader, one affine for each image": TensorLoader(x, y, BATCH_SIZE, shuffle=True, transform=RandomAffine(**AMOUNTS)),
+                       x, y, BATCH_SIZE, shuffle=True,
+                       transform=lambda xb, yb, affine=v2.RandomAffine(**AMOUNTS): (affine(xb), yb)),
+                   "course_lib: TensorLoader, one affine for each image":
+                   TensorLoader(x, y, BATCH_SIZE, shuffle=True, transform=RandomAffine(**AMOUNTS)),
                    "course_lib: TensorLoader, no transform": TensorLoader(x, y, BATCH_SIZE, shuffle=True)}
 
         def one_pass(loader):

@@ -1,9 +1,11 @@
-"""Photos per second, cropped at random: bytes that were decoded once and one crop for the whole batch, against torchvision's usual DataLoader.
+"""Photos per second, cropped at random: bytes that were decoded once and one crop for the whole batch, against
+torchvision's usual DataLoader.
 
-Both read the same 500 JPEG files, 500×375, and give shuffled batches of 64 normalised float images 128×128, each cut out at its own random place, size
-and shape and mirrored half of the time. torchvision's ImageFolder decodes, crops and resizes one file at a time, in two worker processes that live on from
-epoch to epoch. Ours crops from 160×160 bytes, mapped from one file; writing that file, once and for all, is measured apart. Threads that wait for each
-other suffer where other programs want the processor too: ours runs in one thread and in all, and the faster counts.
+Both read the same 500 JPEG files, 500×375, and give shuffled batches of 64 normalised float images 128×128, each cut
+out at its own random place, size and shape and mirrored half of the time. torchvision's ImageFolder decodes, crops and
+resizes one file at a time, in two worker processes that live on from epoch to epoch. Ours crops from 160×160 bytes,
+mapped from one file; writing that file, once and for all, is measured apart. Threads that wait for each other suffer
+where other programs want the processor too: ours runs in one thread and in all, and the faster counts.
 """
 import statistics
 import tempfile
@@ -57,13 +59,17 @@ def main():
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]))
         paths = [Path(path) for path, _ in usual.samples]
         sizes = [path.stat().st_size / 1000 for path in paths]
-        print(f"{N} photos of {min(sizes):.0f} to {max(sizes):.0f} kB, batches of {BATCH_SIZE}, {repeats} rounds; ours on {device}")
+        print(f"{N} photos of {min(sizes):.0f} to {max(sizes):.0f} kB, batches of {BATCH_SIZE}, {repeats} rounds; ours "
+              f"on {device}")
         start = time.perf_counter()
         images = decoded(paths, folder, LARGE)
         print(f"decoded once in {time.perf_counter() - start:.1f} s")
-        ours = TensorLoader(images, torch.tensor(usual.targets), BATCH_SIZE, shuffle=True, transform=RandomResizedCrop(SIZE, SCALE, device=device))
-        peer = DataLoader(usual, BATCH_SIZE, shuffle=True, num_workers=WORKERS, persistent_workers=True, pin_memory=device.type == "cuda")
-        contenders = {f"torchvision: DataLoader of ImageFolder, {WORKERS} workers": lambda: one_pass(peer, device, threads),
+        ours = TensorLoader(images, torch.tensor(usual.targets), BATCH_SIZE, shuffle=True,
+                            transform=RandomResizedCrop(SIZE, SCALE, device=device))
+        peer = DataLoader(usual, BATCH_SIZE, shuffle=True, num_workers=WORKERS, persistent_workers=True,
+                          pin_memory=device.type == "cuda")
+        contenders = {f"torchvision: DataLoader of ImageFolder, {WORKERS} workers":
+                      lambda: one_pass(peer, device, threads),
                       "course_lib: one crop for the batch, 1 thread": lambda: one_pass(ours, device, 1),
                       f"course_lib: one crop for the batch, {threads} threads": lambda: one_pass(ours, device, threads)}
         times = take_turns(contenders, repeats)  # its first round starts the workers and does not count

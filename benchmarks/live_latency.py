@@ -1,8 +1,9 @@
 """From a moved slider to the new picture, inside the kernel: our explorers against redrawing with matplotlib.
 
-A slider's value is set as a message from the page would set it. Ours: 200 steps of the optimizer, the picture blitted, encoded
-and handed to the widget. The peer does what notebooks usually do: 200 steps of torch.optim.SGD, a fresh figure of the same three
-panels, shown in an `ipywidgets.Output`. Neither includes the way to the browser. Then every slider of the figures of chapters 03 to 05.
+A slider's value is set as a message from the page would set it. Ours: 200 steps of the optimizer, the picture blitted,
+encoded and handed to the widget. The peer does what notebooks usually do: 200 steps of torch.optim.SGD, a fresh figure
+of the same three panels, shown in an `ipywidgets.Output`. Neither includes the way to the browser. Then every slider of
+the figures of chapters 03 to 05.
 """
 import base64
 import math
@@ -26,7 +27,8 @@ N_STEPS = 200
 def usual_figure(curvatures, start, lr):
     "A fresh figure for every value: path, distance by step, factor by rate."
     curvatures, start = torch.tensor(curvatures, dtype=torch.float64), torch.tensor(start, dtype=torch.float64)
-    path = descend(start, lambda point: curvatures * point, lambda params: torch.optim.SGD(params, lr=lr, foreach=False), N_STEPS).numpy()
+    path = descend(start, lambda point: curvatures * point,
+                   lambda params: torch.optim.SGD(params, lr=lr, foreach=False), N_STEPS).numpy()
     curvatures = curvatures.tolist()
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.7))
     grid = np.linspace(-3, 3, 200)
@@ -73,7 +75,8 @@ def move(slider):
 
 def chapters_03_to_05():
     "name -> (explorer, goal in ms)"
-    explorers = {"average (03)": (average_explorer(), 20), "momentum (03)": (momentum_explorer(), 20), "RMSProp (04)": (rmsprop_explorer(), 20)}
+    explorers = {"average (03)": (average_explorer(), 20), "momentum (03)": (momentum_explorer(), 20),
+                 "RMSProp (04)": (rmsprop_explorer(), 20)}
     for landscape in LANDSCAPES:
         explorers[f"race (05), {landscape}"] = race_explorer(), 80
         explorers[f"race (05), {landscape}"][0].set(landscape=landscape)
@@ -88,21 +91,27 @@ def main():
     print(f"{N_STEPS} steps a move in chapter 02, {repeats} moves of each slider, taking turns")
     parabola, canyon = parabola_explorer(), canyon_explorer()
     for explorer in (parabola, canyon): explorer.set(n_steps=N_STEPS)
-    sliders = {"course_lib: parabola": parabola.controls["lr"], "matplotlib, fresh figure: parabola": usual_explorer([1.], [-2.5]),
-               "course_lib: canyon": canyon.controls["lr"], "matplotlib, fresh figure: canyon": usual_explorer([1., 20.], [-2.5, 1.])}
+    sliders = {"course_lib: parabola": parabola.controls["lr"],
+               "matplotlib, fresh figure: parabola": usual_explorer([1.], [-2.5]),
+               "course_lib: canyon": canyon.controls["lr"],
+               "matplotlib, fresh figure: canyon": usual_explorer([1., 20.], [-2.5, 1.])}
     times = take_turns({name: lambda slider=slider: move(slider) for name, slider in sliders.items()}, repeats)
     table("Slider to picture, chapter 02", {name: [1000 * t for t in values] for name, values in times.items()}, "ms")
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
 
     explorers = chapters_03_to_05()
-    sliders = {f"{name}: {key}": control for name, (explorer, _) in explorers.items() for key, control in explorer.controls.items() if hasattr(control, "step")}
+    sliders = {f"{name}: {key}": control for name, (explorer, _) in explorers.items()
+               for key, control in explorer.controls.items() if hasattr(control, "step")}
     later = take_turns({name: lambda slider=slider: move(slider) for name, slider in sliders.items()}, repeats // 2)
-    table("Slider to picture, chapters 03 to 05", {name: [1000 * t for t in values] for name, values in later.items()}, "ms")
-    assert all(explorer.error is None for explorer in (parabola, canyon, *(explorer for explorer, _ in explorers.values())))
+    table("Slider to picture, chapters 03 to 05", {name: [1000 * t for t in values] for name, values in later.items()},
+          "ms")
+    assert all(explorer.error is None
+               for explorer in (parabola, canyon, *(explorer for explorer, _ in explorers.values())))
     print()
     for figure in ("parabola", "canyon"):
         ratio(f"{figure}_ms", medians[f"course_lib: {figure}"], "<=20")
-        ratio(f"{figure}_over_fresh_figure", medians[f"course_lib: {figure}"] / medians[f"matplotlib, fresh figure: {figure}"], "<=0.33")
+        ratio(f"{figure}_over_fresh_figure",
+              medians[f"course_lib: {figure}"] / medians[f"matplotlib, fresh figure: {figure}"], "<=0.33")
     for name, (_, goal) in explorers.items():  # the slowest of a figure's sliders
         slowest = max(1000 * statistics.median(values) for key, values in later.items() if key.startswith(name))
         figure, _, landscape = name.replace("'", "").lower().partition(" (")

@@ -1,12 +1,13 @@
 """Time of a training loop per batch, as a multiple of one that is written by hand: ours and those of other libraries.
 
-784-50-10, cross entropy, torch.optim.SGD, one torch thread, batches of 64 in memory, in a plain list. "Bare" and "minimal" only
-train. "Full" also averages the training loss, validates with loss and accuracy at the end of the epoch, and reports progress (ours
-prints a line for each epoch, since nobody watches; its bar is for notebooks); all of its time is told per training batch. Before
-anything is timed, each must reach the weights, and the full ones the accuracy, of the loops by hand.
+784-50-10, cross entropy, torch.optim.SGD, one torch thread, batches of 64 in memory, in a plain list. "Bare" and
+"minimal" only train. "Full" also averages the training loss, validates with loss and accuracy at the end of the epoch,
+and reports progress (ours prints a line for each epoch, since nobody watches; its bar is for notebooks); all of its
+time is told per training batch. Before anything is timed, each must reach the weights, and the full ones the accuracy,
+of the loops by hand.
 
-Where a model lies in memory changes its times by several percent. So each round builds everything anew; a ratio is the median over
-the rounds of the ratio of the medians in a round.
+Where a model lies in memory changes its times by several percent. So each round builds everything anew; a ratio is the
+median over the rounds of the ratio of the medians in a round.
 """
 import contextlib
 import gc
@@ -29,7 +30,8 @@ LR, BATCH_SIZE = .01, 64
 sgd = partial(torch.optim.SGD, lr=LR)
 
 
-# A contender is a function (model, train, valid) -> a function that trains for an epoch and, if it validates, returns the accuracy.
+# A contender is a function (model, train, valid) -> a function that trains for an epoch and, if it validates, returns
+# the accuracy.
 def hand(model, train, valid):
     opt = sgd(model.parameters())
 
@@ -100,7 +102,8 @@ def fastai_contenders():
     opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
 
     def minimal(model, train, valid):
-        learn = FastaiLearner(DataLoaders(train, []), model, cross_entropy, opt_func, lr=LR, cbs=TrainEvalCallback, default_cbs=False)
+        learn = FastaiLearner(DataLoaders(train, []), model, cross_entropy, opt_func, lr=LR, cbs=TrainEvalCallback,
+                              default_cbs=False)
         return lambda: learn.fit(1)
 
     def full(model, train, valid):
@@ -134,7 +137,8 @@ def lightning_contenders():
 
         def validation_step(self, batch, i):
             pred = self.model(batch[0])
-            self.log_dict({"valid_loss": cross_entropy(pred, batch[1]), "accuracy": accuracy(pred, batch[1])}, prog_bar=True)
+            self.log_dict({"valid_loss": cross_entropy(pred, batch[1]), "accuracy": accuracy(pred, batch[1])},
+                          prog_bar=True)
 
     class Batches:  # Lightning takes a plain list for a list of loaders
         def __init__(self, batches): self.batches = batches
@@ -142,8 +146,8 @@ def lightning_contenders():
         def __iter__(self): return iter(self.batches)
 
     def trainer(bar):
-        return lightning.Trainer(accelerator="cpu", max_epochs=0, logger=False, enable_checkpointing=False, enable_progress_bar=bar,
-                                 enable_model_summary=False, num_sanity_val_steps=0)
+        return lightning.Trainer(accelerator="cpu", max_epochs=0, logger=False, enable_checkpointing=False,
+                                 enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0)
 
     def minimal(model, train, valid):
         module, train, fitter = Module(model), Batches(train), trainer(bar=False)
@@ -217,7 +221,8 @@ def skorch_contenders():
             "Takes its batches from the lists."
             def get_iterator(self, dataset, training=False): return train if training else valid
 
-        return Net(model, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=LR, max_epochs=1, **args).initialize()
+        return Net(model, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.SGD, lr=LR, max_epochs=1,
+                   **args).initialize()
 
     def minimal(model, train, valid):
         learner = net(model, train, valid, train_split=None, callbacks="disable")
@@ -262,11 +267,15 @@ PEERS = {  # package -> its contenders
 LABELS = {
     "hand": "by hand", "hand_full": "by hand, full", "learner_bare": "course_lib: bare",
     "learner_full": "course_lib: full (Recorder, Progress, accuracy)",
-    "fastai_minimal": "fastai: minimal (TrainEvalCallback)", "fastai_full": "fastai: full (default callbacks, accuracy)",
-    "lightning_minimal": "Lightning: minimal (all switched off)", "lightning_full": "Lightning: full (logged loss, accuracy, bar)",
+    "fastai_minimal": "fastai: minimal (TrainEvalCallback)",
+    "fastai_full": "fastai: full (default callbacks, accuracy)",
+    "lightning_minimal": "Lightning: minimal (all switched off)",
+    "lightning_full": "Lightning: full (logged loss, accuracy, bar)",
     "ignite_bare": "Ignite: bare Engine", "ignite_supervised": "Ignite: create_supervised_trainer",
-    "ignite_full": "Ignite: full (RunningAverage, bar, evaluator)", "skorch_minimal": "skorch: minimal (callbacks disabled)",
-    "skorch_full": "skorch: full (default callbacks)", "accelerate_minimal": "accelerate: its model and optimizer, loop by hand"}
+    "ignite_full": "Ignite: full (RunningAverage, bar, evaluator)",
+    "skorch_minimal": "skorch: minimal (callbacks disabled)",
+    "skorch_full": "skorch: full (default callbacks)",
+    "accelerate_minimal": "accelerate: its model and optimizer, loop by hand"}
 COMPARED = [("learner_bare", "hand", "<=1.04"), ("learner_full", "hand_full", "<=1.15"), ("learner_full", "hand", "-"),
             *((name, "hand_full" if name.endswith("_full") else "hand", "-") for name in LABELS
               if not name.startswith(("hand", "learner")))]
@@ -282,7 +291,8 @@ def quiet():
 
 def contenders(quick):
     "name -> contender; packages that they come from; words on those that are missing."
-    makes, packages, skipped = {make.__name__: make for make in (hand, hand_full, learner_bare, learner_full)}, ["torch"], []
+    makes, packages, skipped = ({make.__name__: make for make in (hand, hand_full, learner_bare, learner_full)},
+                                ["torch"], [])
     if quick: return makes, packages, [f"{', '.join(PEERS)}, for --quick"]
     with quiet():
         for package, make in PEERS.items():
@@ -313,7 +323,8 @@ def check(makes, train, valid):
     for name in makes:
         torch.testing.assert_close(reached[name], reached["hand"], msg=lambda m: f"{name}: {m}")
         if name.endswith("_full"):
-            torch.testing.assert_close(shares[name], shares["hand_full"], rtol=1e-6, atol=0, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(shares[name], shares["hand_full"], rtol=1e-6, atol=0,
+                                       msg=lambda m: f"{name}: {m}")
 
 
 def main():
@@ -322,7 +333,8 @@ def main():
     torch.set_num_threads(1)
     makes, packages, skipped = contenders(args.quick)
     say_machine(*packages, threads=torch.get_num_threads())
-    print(f"{n_rounds} rounds: all built anew, then a warm-up epoch and {n_epochs} that count, taking turns; {n_train} batches an epoch")
+    print(f"{n_rounds} rounds: all built anew, then a warm-up epoch and {n_epochs} that count, taking turns; {n_train} "
+          "batches an epoch")
     for words in skipped: print(f"skipped: {words}")
 
     torch.manual_seed(0)
@@ -337,8 +349,10 @@ def main():
             for name, values in seconds.items(): times[name].append([1e6 * value / n_train for value in values])
     table("Training loops", {LABELS[name]: sum(times[name], []) for name in makes}, "µs a training batch")
     medians = {name: [statistics.median(values) for values in rounds] for name, rounds in times.items()}
-    multiples = {(name, base): [a / b for a, b in zip(medians[name], medians[base])] for name, base, _ in COMPARED if name in makes}
-    table("In each round, as a multiple", {f"{name} / {base}": values for (name, base), values in multiples.items()}, "ratio")
+    multiples = {(name, base): [a / b for a, b in zip(medians[name], medians[base])]
+                 for name, base, _ in COMPARED if name in makes}
+    table("In each round, as a multiple", {f"{name} / {base}": values for (name, base), values in multiples.items()},
+          "ratio")
     print()
     for name, base, goal in COMPARED:
         if name in makes: ratio(f"{name}_over_{base}", statistics.median(multiples[name, base]), goal)

@@ -1,10 +1,11 @@
 """One step of an optimizer, gradients at hand: ours against torch.optim and against the memory's speed.
 
-Ours: plain; on one flat buffer (`flatten_parameters`); compiled (`optimizer.step = torch.compile(optimizer.step)`); both. torch.optim:
-for-loop, foreach and fused (RMSprop has no fused form). Each starts from the same parameters and gradients, and must agree with the
-for-loop after three steps before anything is timed. The memory floor moves the bytes that a step cannot avoid, by torch's operations
-on flat buffers, in place: `p.add_(grad)` reads two tensors and writes one, and every state tensor is read and written once. On
-parameters that fit the cache the calls cost more than the bytes, so one compiled pass can be quicker than this floor.
+Ours: plain; on one flat buffer (`flatten_parameters`); compiled (`optimizer.step = torch.compile(optimizer.step)`);
+both. torch.optim: for-loop, foreach and fused (RMSprop has no fused form). Each starts from the same parameters and
+gradients, and must agree with the for-loop after three steps before anything is timed. The memory floor moves the bytes
+that a step cannot avoid, by torch's operations on flat buffers, in place: `p.add_(grad)` reads two tensors and writes
+one, and every state tensor is read and written once. On parameters that fit the cache the calls cost more than the
+bytes, so one compiled pass can be quicker than this floor.
 """
 import logging
 import shutil
@@ -69,18 +70,23 @@ def contenders(params, name, forms):
         steps[form], reached[form] = stepped(params, name, form)
         for _ in range(3): steps[form]()
     for form in forms:
-        if form != "floor": torch.testing.assert_close(reached[form], reached["forloop"], rtol=1e-6, atol=1e-3 * LR, msg=lambda m: f"{name}, {form}: {m}")
+        if form != "floor":
+            torch.testing.assert_close(reached[form], reached["forloop"], rtol=1e-6, atol=1e-3 * LR,
+                                       msg=lambda m: f"{name}, {form}: {m}")
     return steps
 
 
 def main():
     args = arguments(__doc__)
     repeats = {"mlp": 9, "resnet18": 3} if args.quick else {"mlp": 60, "resnet18": 25}
-    torch._dynamo.config.recompile_limit = 64  # of variants of `step`, which all these optimizers share; a training has one optimizer
-    for module in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension"): logging.getLogger(module).setLevel(logging.ERROR)
+    # of variants of `step`, which all these optimizers share; a training has one optimizer
+    torch._dynamo.config.recompile_limit = 64
+    for module in ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension"):
+        logging.getLogger(module).setLevel(logging.ERROR)
     device, compiler = default_device(), shutil.which("g++") or shutil.which("clang")
     say_machine("torch", "torchvision", threads=torch.get_num_threads())
-    print(f"on {device}, taking turns; " + "; ".join(f"{title}: {repeats[model]} blocks of {k} steps" for model, (title, _, k, *_) in MODELS.items()))
+    print(f"on {device}, taking turns; " + "; ".join(f"{title}: {repeats[model]} blocks of {k} steps"
+                                                     for model, (title, _, k, *_) in MODELS.items()))
     print("skipped: torch.optim.RMSprop has no fused form")
     if not compiler: print("skipped: compiled forms, for want of a C++ compiler (g++ or clang)")
     elif args.quick: print("skipped for --quick: compiled forms, whose compiling takes minutes where nothing is cached")
@@ -107,7 +113,8 @@ def main():
             medians[name, model, "torch"] = min(median["forloop"], median["foreach"])
     print()
     for name, form, model, peer, goal in GOALS:
-        if (name, model, form) in medians: ratio(f"{name}_{form}_{model}_over_{peer}", medians[name, model, form] / medians[name, model, peer], goal)
+        if (name, model, form) in medians:
+            ratio(f"{name}_{form}_{model}_over_{peer}", medians[name, model, form] / medians[name, model, peer], goal)
 
 
 if __name__ == "__main__":

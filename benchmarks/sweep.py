@@ -1,10 +1,12 @@
-"""Steps of a model per second: a grid of models trained at once by `sweep`, against training them one after the other with torch.optim.
+"""Steps of a model per second: a grid of models trained at once by `sweep`, against training them one after the other
+with torch.optim.
 
-SGD with momentum, learning rate × beta, batches of 64 images, cross entropy, float32, all of a call timed (trial step and stacking too).
-One after the other costs the same for every point, so some of them are enough. "vmap(grad)" is what PyTorch's tutorial on ensembles does,
-with the same optimizer for all. Layer sizes other than 784-50-10 are drawn at random; the seed is printed. Before anything is timed, the
-losses must agree. The share of the machine's matrix-product rate counts the products that training needs, and nothing else. Last, the live
-map of chapter 09: from a moved slider to its first picture and to its last, 100 steps of 64 digits, in the kernel (without the browser).
+SGD with momentum, learning rate × beta, batches of 64 images, cross entropy, float32, all of a call timed (trial step
+and stacking too). One after the other costs the same for every point, so some of them are enough. "vmap(grad)" is what
+PyTorch's tutorial on ensembles does, with the same optimizer for all. Layer sizes other than 784-50-10 are drawn at
+random; the seed is printed. Before anything is timed, the losses must agree. The share of the machine's matrix-product
+rate counts the products that training needs, and nothing else. Last, the live map of chapter 09: from a moved slider to
+its first picture and to its last, 100 steps of 64 digits, in the kernel (without the browser).
 """
 import asyncio
 import itertools
@@ -29,8 +31,9 @@ N_ALONE = 4  # points of the grid that are trained one after the other
 
 def conv_net(norm=False):
     norms = lambda n: [nn.BatchNorm2d(n)] if norm else []
-    return nn.Sequential(nn.Conv2d(1, 8, 5, stride=2, padding=2), *norms(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), *norms(16),
-                         nn.ReLU(), nn.Flatten(), nn.Linear(784, CLASSES))
+    return nn.Sequential(nn.Conv2d(1, 8, 5, stride=2, padding=2), *norms(8), nn.ReLU(),
+                         nn.Conv2d(8, 16, 3, stride=2, padding=1), *norms(16), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(784, CLASSES))
 
 
 def grid(n):
@@ -91,7 +94,8 @@ def check(model, batches, axes):
     "The first and the last point, and two between, in the first steps."
     picked = torch.linspace(0, len(points(axes)) - 1, N_ALONE).long().tolist()
     alone = one_after_the_other(model, batches[:5], [points(axes)[i] for i in picked])
-    assert torch.allclose(all_at_once(model, batches[:5], axes)[picked], alone, rtol=1e-3, atol=1e-4), "the losses differ"
+    assert torch.allclose(all_at_once(model, batches[:5], axes)[picked], alone,
+                          rtol=1e-3, atol=1e-4), "the losses differ"
 
 
 def measure(title, model, batches, n, repeats, with_tutorial=False):
@@ -143,7 +147,8 @@ def main():
     print(f"device: {torch.cuda.get_device_name() if DEVICE.type == 'cuda' else DEVICE}")
     repeats, n_steps = (3, 20) if args.quick else (9, 50)
     torch.manual_seed(0)
-    images, labels = torch.randn(50 * BATCH_SIZE, 1, 28, 28, device=DEVICE), torch.randint(CLASSES, (50 * BATCH_SIZE,), device=DEVICE)
+    images, labels = (torch.randn(50 * BATCH_SIZE, 1, 28, 28, device=DEVICE),
+                      torch.randint(CLASSES, (50 * BATCH_SIZE,), device=DEVICE))
     batches = list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))[:n_steps]
 
     ratios, on_gpu = {}, DEVICE.type == "cuda"
@@ -152,7 +157,8 @@ def main():
         goal = {64: ">=2.5", 256: ">=300" if on_gpu else ">=2.2"}.get(n, ">=1")
         ratios[f"sweep_{n}_over_one_after_the_other"] = gain, goal
         if n == 64:
-            needed = 2 * BATCH_SIZE * (2 * 784 * 50 + 3 * 50 * CLASSES)  # forward and weights' gradients; the second layer's input's too
+            # forward and weights' gradients; the second layer's input's too
+            needed = 2 * BATCH_SIZE * (2 * 784 * 50 + 3 * 50 * CLASSES)
             share = speed * needed / product_rate()
     seed = random.randrange(10 ** 6)
     draw = random.Random(seed)
@@ -160,12 +166,15 @@ def main():
     for depth in (1, 2):
         sizes = [784, *(draw.randint(16, 64) for _ in range(depth)), CLASSES]
         name = "-".join(map(str, sizes))
-        ratios[f"sweep_64_random_{depth}_hidden_over_one_after_the_other"] = measure(name, mlp(*sizes).to(DEVICE), batches, 64, repeats)[0], ">=2.5"
+        ratios[f"sweep_64_random_{depth}_hidden_over_one_after_the_other"] = (
+            measure(name, mlp(*sizes).to(DEVICE), batches, 64, repeats)[0], ">=2.5")
     for norm in (False, True):
-        gain, _ = measure(f"two convolutions{', batchnorm' if norm else ''}", conv_net(norm).to(DEVICE), batches[:8], 64, max(3, repeats // 2))
+        gain, _ = measure(f"two convolutions{', batchnorm' if norm else ''}", conv_net(norm).to(DEVICE), batches[:8],
+                          64, max(3, repeats // 2))
         ratios[f"sweep_64_conv{'_batchnorm' if norm else ''}_over_one_after_the_other"] = gain, ">=1.0"
     n, times = asyncio.run(live_map(repeats))
-    table(f"Live map, {n} × {n} networks, 100 steps", {name: [1000 * t for t in values] for name, values in times.items()}, "ms")
+    table(f"Live map, {n} × {n} networks, 100 steps",
+          {name: [1000 * t for t in values] for name, values in times.items()}, "ms")
     print()
     for name, (value, goal) in ratios.items(): ratio(name, value, goal)
     ratio("sweep_64_share_of_the_matrix_product_rate", share, "-")

@@ -1,4 +1,5 @@
-"""Normalization against torch.nn: outputs, gradients of inputs and parameters, running statistics, state dicts, errors."""
+"""Normalization against torch.nn: outputs, gradients of inputs and parameters, running statistics, state dicts,
+errors."""
 import contextlib
 import copy
 import math
@@ -15,7 +16,8 @@ from course_lib.sweep import sweep
 from tiny import every_device
 
 F64 = torch.float64
-SHAPES = {"BatchNorm1d": [(8, 5), (2, 5, 3), (8, 5, 1)], "BatchNorm2d": [(4, 5, 6, 3), (1, 5, 2, 2)], "BatchNorm3d": [(2, 5, 3, 4, 2)]}
+SHAPES = {"BatchNorm1d": [(8, 5), (2, 5, 3), (8, 5, 1)], "BatchNorm2d": [(4, 5, 6, 3), (1, 5, 2, 2)],
+          "BatchNorm3d": [(2, 5, 3, 4, 2)]}
 CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes]
 OPTIONS = [{}, {"momentum": None}, {"momentum": .3}, {"momentum": 1.}, {"momentum": 0.}, {"eps": .1}, {"affine": False}]
 
@@ -26,7 +28,8 @@ def small_work(one_thread): torch.manual_seed(0)
 
 def pair(name, *arguments, **options):
     "Ours and torch's layer, with the same random parameters."
-    mine, theirs = getattr(ours, name)(*arguments, **options).double(), getattr(nn, name)(*arguments, **options).double()
+    mine, theirs = (getattr(ours, name)(*arguments, **options).double(),
+                    getattr(nn, name)(*arguments, **options).double())
     for p in theirs.parameters(): nn.init.normal_(p)
     mine.load_state_dict(theirs.state_dict())
     return mine, theirs
@@ -42,7 +45,8 @@ def outcome(layer, x, direction):
 def assert_equal(mine, theirs, shape, n_batches=3, device="cpu"):
     mine.to(device), theirs.to(device)
     for i in range(n_batches):
-        x, direction = (1 + i) * torch.randn(shape, dtype=F64, device=device) + i, torch.randn(shape, dtype=F64, device=device)
+        x, direction = ((1 + i) * torch.randn(shape, dtype=F64, device=device) + i,
+                        torch.randn(shape, dtype=F64, device=device))
         for a, b in zip(outcome(mine, x, direction), outcome(theirs, x, direction), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -68,23 +72,27 @@ def test_second_gradients_equal_torchs(name):
 
 
 @pytest.mark.parametrize("name, shape, arguments, options", [
-    ("LayerNorm", (4, 6), (6,), {}), ("LayerNorm", (4, 3, 6), ((3, 6),), {}), ("LayerNorm", (4, 3, 6), (6,), {"elementwise_affine": False, "eps": .1}),
-    ("GroupNorm", (4, 6), (2, 6), {}), ("GroupNorm", (4, 6, 5), (3, 6), {}), ("GroupNorm", (4, 6, 5, 2), (1, 6), {"affine": False}),
+    ("LayerNorm", (4, 6), (6,), {}), ("LayerNorm", (4, 3, 6), ((3, 6),), {}),
+    ("LayerNorm", (4, 3, 6), (6,), {"elementwise_affine": False, "eps": .1}), ("GroupNorm", (4, 6), (2, 6), {}),
+    ("GroupNorm", (4, 6, 5), (3, 6), {}), ("GroupNorm", (4, 6, 5, 2), (1, 6), {"affine": False}),
     ("GroupNorm", (1, 6, 5, 2), (6, 6), {"eps": .1})], ids=str)
-def test_layer_and_group_norm_equal_torchs(name, shape, arguments, options): assert_equal(*pair(name, *arguments, **options), shape)
+def test_layer_and_group_norm_equal_torchs(name, shape, arguments, options):
+    assert_equal(*pair(name, *arguments, **options), shape)
 
 
 @pytest.mark.parametrize("name, arguments", [("BatchNorm2d", (5,)), ("LayerNorm", ((3, 5),)), ("GroupNorm", (1, 5))])
 def test_state_dicts_go_both_ways(name, arguments):
     mine, theirs = pair(name, *arguments)
     assert list(mine.state_dict()) == list(theirs.state_dict())
-    assert {k: (v.shape, v.dtype) for k, v in mine.state_dict().items()} == {k: (v.shape, v.dtype) for k, v in theirs.state_dict().items()}
+    assert ({k: (v.shape, v.dtype) for k, v in mine.state_dict().items()}
+            == {k: (v.shape, v.dtype) for k, v in theirs.state_dict().items()})
     theirs.load_state_dict(mine.state_dict(), strict=True)
 
 
-WRONG = [("BatchNorm1d", (5,), (8,)), ("BatchNorm1d", (5,), (8, 5, 2, 2)), ("BatchNorm2d", (5,), (8, 5)), ("BatchNorm3d", (5,), (8, 5, 2, 2)),
-         ("BatchNorm1d", (5,), (1, 5)), ("BatchNorm1d", (5,), (1, 5, 1)), ("BatchNorm2d", (5,), (1, 5, 1, 1)), ("BatchNorm2d", (5,), (8, 4, 2, 2)),
-         ("LayerNorm", (5,), (8, 4)), ("GroupNorm", (2, 4), (8, 6, 3))]
+WRONG = [("BatchNorm1d", (5,), (8,)), ("BatchNorm1d", (5,), (8, 5, 2, 2)), ("BatchNorm2d", (5,), (8, 5)),
+         ("BatchNorm3d", (5,), (8, 5, 2, 2)), ("BatchNorm1d", (5,), (1, 5)), ("BatchNorm1d", (5,), (1, 5, 1)),
+         ("BatchNorm2d", (5,), (1, 5, 1, 1)), ("BatchNorm2d", (5,), (8, 4, 2, 2)), ("LayerNorm", (5,), (8, 4)),
+         ("GroupNorm", (2, 4), (8, 6, 3))]
 
 
 @pytest.mark.parametrize("name, arguments, shape", WRONG, ids=str)
@@ -122,7 +130,8 @@ def test_bfloat16_inputs_are_normalised_in_float32(name, arguments, mean):
 
 def fitted(cbs=(), device="cpu", **options):
     x, y = torch.randn(24, 1, 8, 8, device=device), torch.arange(24, device=device) % 3
-    learn = Learner(ours.ConvNet(ours.BatchNorm2d, (4,), n_classes=3).to(device), DataLoaders(TensorLoader(x, y, 8), TensorLoader(x, y, 8)), F.cross_entropy,
+    learn = Learner(ours.ConvNet(ours.BatchNorm2d, (4,), n_classes=3).to(device),
+                    DataLoaders(TensorLoader(x, y, 8), TensorLoader(x, y, 8)), F.cross_entropy,
                     SGD, lr=.01, metrics=[accuracy], cbs=[ours.Autocast()])
     learn.fit(1, cbs=cbs, **options)
     return learn
@@ -165,7 +174,8 @@ def test_timing_leaves_model_and_random_numbers_alone():
     assert torch.equal(numbers, torch.random.get_rng_state()) and all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items(): assert torch.equal(value, state[name]), name
     volume = nn.Sequential(nn.Conv3d(1, 2, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten()).requires_grad_(False)
-    assert math.isinf(ours.seconds_by_format(volume, torch.randn(2, 1, 4, 4, 4), y[:2] % 2, n_steps=1)["float32, channels last"])
+    assert math.isinf(
+        ours.seconds_by_format(volume, torch.randn(2, 1, 4, 4, 4), y[:2] % 2, n_steps=1)["float32, channels last"])
 
 
 def test_a_slice_of_the_digits_net_is_a_sequential():
@@ -187,7 +197,8 @@ def test_what_comes_in_stays_of_its_dtype(dtype):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}], ids=str)
 def test_in_a_sweep_every_model_has_its_own_statistics(options):
-    model = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), ours.BatchNorm2d(3, **options), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).double()
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), ours.BatchNorm2d(3, **options), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(48, 4)).double()
     batches = [(torch.randn(8, 1, 6, 6, dtype=F64), torch.randint(4, (8,))) for _ in range(5)]
     result = sweep(model, F.cross_entropy, SGD, batches, 10, {"lr": [.01, .1]})
     for i, lr in enumerate((.01, .1)):
@@ -200,7 +211,8 @@ def test_in_a_sweep_every_model_has_its_own_statistics(options):
             optimizer.zero_grad()
             F.cross_entropy(alone(xb), yb).backward()
             optimizer.step()
-        for key, value in result.params(i).items(): torch.testing.assert_close(value, alone.state_dict()[key], rtol=1e-9, atol=1e-9)
+        for key, value in result.params(i).items():
+            torch.testing.assert_close(value, alone.state_dict()[key], rtol=1e-9, atol=1e-9)
 
 
 def test_the_digits_net():
@@ -209,4 +221,5 @@ def test_the_digits_net():
     assert net(torch.randn(2, 1, 28, 28)).shape == (2, 10)
     assert sum(isinstance(layer, ours.BatchNorm2d) for layer in net) == 4
     plain = ours.ConvNet()
-    assert not any("norm" in type(layer).__name__.lower() for layer in plain) and plain[0].bias is not None and net[0].bias is None
+    assert (not any("norm" in type(layer).__name__.lower() for layer in plain) and plain[0].bias is not None
+            and net[0].bias is None)

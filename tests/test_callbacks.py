@@ -1,4 +1,5 @@
-"""The callbacks against hand-written loops: saving and going on bit for bit, what is recorded and told, stopping, clipping, accumulating, watching layers."""
+"""The callbacks against hand-written loops: saving and going on bit for bit, what is recorded and told, stopping,
+clipping, accumulating, watching layers."""
 import csv
 import json
 import math
@@ -20,11 +21,11 @@ from torch.optim import lr_scheduler
 
 import course_lib.callbacks
 from course_lib.adam import LAMB, Adam, AdamW
-from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
-                                  SaveBest)
+from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip,
+                                  Progress, Recorder, SaveBest)
 from course_lib.data import TensorLoader
-from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
-                                CancelValidateException, Learner, TerminateOnNaN)
+from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelStepException,
+                                CancelTrainException, CancelValidateException, Learner, TerminateOnNaN)
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
@@ -50,8 +51,9 @@ def model(kind="norm", width=6):
     return tiny_net("norm", width).bfloat16() if kind == "bfloat16" else tiny_net(kind, width)
 
 
-OPTIMIZERS = {"SGD": partial(SGD, lr=.05, momentum=.9), "Adam": partial(Adam, lr=.01), "AdamW": partial(AdamW, lr=.01), "RMSProp": partial(RMSProp, lr=.01),
-              "torch's Adam": partial(torch.optim.Adam, lr=.01), "torch's SGD": partial(torch.optim.SGD, lr=.05, momentum=.9)}
+OPTIMIZERS = {"SGD": partial(SGD, lr=.05, momentum=.9), "Adam": partial(Adam, lr=.01), "AdamW": partial(AdamW, lr=.01),
+              "RMSProp": partial(RMSProp, lr=.01), "torch's Adam": partial(torch.optim.Adam, lr=.01),
+              "torch's SGD": partial(torch.optim.SGD, lr=.05, momentum=.9)}
 
 
 class Noise(Callback):
@@ -60,7 +62,8 @@ class Noise(Callback):
 
 
 def learner(kind="norm", opt="SGD", data="tensors", cbs=(), **options):
-    return Learner(model(kind), loaders(data, torch.bfloat16 if kind == "bfloat16" else torch.float32), F.mse_loss, OPTIMIZERS.get(opt, opt), cbs=list(cbs), **options)
+    return Learner(model(kind), loaders(data, torch.bfloat16 if kind == "bfloat16" else torch.float32), F.mse_loss,
+                   OPTIMIZERS.get(opt, opt), cbs=list(cbs), **options)
 
 
 def flat(x):
@@ -72,10 +75,14 @@ def flat(x):
 
 def state(learn):
     loader = learn.dls.train
-    generators = [owner.generator.get_state() for owner in (loader, getattr(loader, "sampler", None)) if isinstance(getattr(owner, "generator", None), torch.Generator)]
-    return flat({"model": dict(learn.model.state_dict()), "opt": learn.opt and learn.opt.state_dict(), "lr": str(learn.lr), "epochs": learn.epochs_done,
+    generators = [owner.generator.get_state() for owner in (loader, getattr(loader, "sampler", None))
+                  if isinstance(getattr(owner, "generator", None), torch.Generator)]
+    return flat({"model": dict(learn.model.state_dict()), "opt": learn.opt and learn.opt.state_dict(),
+                 "lr": str(learn.lr), "epochs": learn.epochs_done,
                  "loader": [getattr(loader, "epoch", None), *generators],
-                 "random": [random.getstate(), {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in np.random.get_state(legacy=False)["state"].items()}, torch.get_rng_state()]})
+                 "random": [random.getstate(), {k: v.tolist() if isinstance(v, np.ndarray) else v
+                                                for k, v in np.random.get_state(legacy=False)["state"].items()},
+                            torch.get_rng_state()]})
 
 
 def assert_same(a, b):
@@ -126,13 +133,18 @@ def test_models_of_every_kind(kind, opt, tmp_path):
 @pytest.mark.parametrize("lr", [.02, slice(1e-3, 1e-2), slice(.02)], ids=str)
 @pytest.mark.parametrize("opt", ["SGD", "torch's Adam"])
 def test_rates_and_groups_come_back(opt, lr, tmp_path):
-    again = two_and_three(lambda: learner(opt=opt, lr=.5, splitter=lambda m: [[*m[0].parameters()], [*m[1].parameters(), *m[4].parameters()]]), tmp_path / "file",
-                          between=lambda learn: setattr(learn, "lr", lr))
+    again = two_and_three(
+        lambda: learner(opt=opt, lr=.5,
+                        splitter=lambda m: [[*m[0].parameters()], [*m[1].parameters(), *m[4].parameters()]]),
+        tmp_path / "file", between=lambda learn: setattr(learn, "lr", lr))
     assert again.lr == lr and len(again.opt.param_groups) == 2
 
 
-@pytest.mark.parametrize("make", [lambda: ParamScheduler({"lr": lin(.1, .01)}), lambda: LRScheduler(partial(torch.optim.lr_scheduler.StepLR, step_size=2), "after_epoch"),
-                                  lambda: LRScheduler(partial(torch.optim.lr_scheduler.CyclicLR, base_lr=.01, max_lr=.1, cycle_momentum=False))])
+@pytest.mark.parametrize("make",
+                         [lambda: ParamScheduler({"lr": lin(.1, .01)}),
+                          lambda: LRScheduler(partial(torch.optim.lr_scheduler.StepLR, step_size=2), "after_epoch"),
+                          lambda: LRScheduler(partial(torch.optim.lr_scheduler.CyclicLR, base_lr=.01, max_lr=.1,
+                                                      cycle_momentum=False))])
 def test_a_learner_with_a_scheduler_can_be_saved_and_loaded(make, tmp_path):
     two_and_three(lambda: learner(cbs=[make()]), tmp_path / "file")
     two_and_three(lambda: learner(cbs=[make()]), tmp_path / "file", fresh=False)
@@ -193,7 +205,8 @@ def test_the_file_is_safetensors_and_json(tmp_path):
     learn.fit(1)
     learn.save(tmp_path / "file")
     with safetensors.safe_open(tmp_path / "file", "pt") as file:
-        weights = {name.removeprefix("model."): file.get_tensor(name) for name in file.keys() if name.startswith("model.")}
+        weights = {name.removeprefix("model."): file.get_tensor(name)
+                   for name in file.keys() if name.startswith("model.")}
         notes = {key: json.loads(value) for key, value in file.metadata().items()}
     assert notes and weights.keys() == learn.model.state_dict().keys()
     for name, value in learn.model.state_dict().items(): assert torch.equal(value, weights[name])
@@ -217,7 +230,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(breaks, error
     with monkeypatch.context() as patch:
         if breaks == "save": patch.setattr(safetensors.torch, "save", fail)
         if breaks == "replace":
-            for owner, name in ((os, "replace"), (os, "rename"), (type(tmp_path), "replace"), (type(tmp_path), "rename")): patch.setattr(owner, name, fail)
+            for owner, name in ((os, "replace"), (os, "rename"), (type(tmp_path), "replace"),
+                                (type(tmp_path), "rename")):
+                patch.setattr(owner, name, fail)
         if breaks == "write": patch.setattr(type(tmp_path), "write_bytes", half)
         with pytest.raises(type(error)): learn.save(tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -240,7 +255,8 @@ def damaged(tmp_path):
     yield "foreign", b"PK\x03\x04 this is a zip" * 30
     yield "text", b"hello world, this is no file of tensors at all"
     yield "head", b"\xff" * 8 + whole[8:]
-    with safetensors.safe_open(tmp_path / "good", "pt") as file: tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    with safetensors.safe_open(tmp_path / "good", "pt") as file:
+        tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
     yield "no notes", safetensors.torch.save(tensors)
     yield "other notes", safetensors.torch.save(tensors, {"format": "pt"})
     [(key, value)] = notes.items()
@@ -250,9 +266,12 @@ def damaged(tmp_path):
     yield "strange values", safetensors.torch.save(tensors, {key: '{"learner": 1, "lr": {"set": [1]}}'})
     yield "strange values, none", safetensors.torch.save(tensors, {key: '{"learner": 1, "lr": {}}'})
     for name in json.loads(value):
-        if name != "learner": yield f"without {name}", safetensors.torch.save(tensors, {key: json.dumps({k: v for k, v in json.loads(value).items() if k != name})})
+        if name != "learner":
+            yield f"without {name}", safetensors.torch.save(
+                tensors, {key: json.dumps({k: v for k, v in json.loads(value).items() if k != name})})
     lost = next(name for name in tensors if not name.startswith("model."))
-    yield "without a tensor of the optimizer", safetensors.torch.save({k: v for k, v in tensors.items() if k != lost}, {key: value})
+    yield "without a tensor of the optimizer", safetensors.torch.save({k: v for k, v in tensors.items() if k != lost},
+                                                                      {key: value})
 
 
 def test_damaged_and_foreign_files_are_refused_and_nothing_changes(tmp_path):
@@ -281,9 +300,14 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("fitted", [False, True])
 @pytest.mark.parametrize("make, text", [
-    (lambda: learner("plain"), "model"), (lambda: learner("tied"), "model"), (lambda: Learner(model(width=7), loaders(), F.mse_loss, OPTIMIZERS["SGD"]), r"model: .* is \[.*6.*\] float32 there and \[.*7.*\] float32 here"),
-    (lambda: learner(opt="Adam"), "optimizer"), (lambda: learner(opt="torch's Adam"), "optimizer"), (lambda: learner(opt="torch's SGD"), "optimizer"),
-    (lambda: learner(splitter=lambda m: [list(m.parameters())]), "optimizer"), (lambda: learner(splitter=lambda m: [[*m[0].parameters()], [*m[1].parameters(), *m[4].parameters()]]), "optimizer")])
+    (lambda: learner("plain"), "model"), (lambda: learner("tied"), "model"),
+    (lambda: Learner(model(width=7), loaders(), F.mse_loss, OPTIMIZERS["SGD"]),
+     r"model: .* is \[.*6.*\] float32 there and \[.*7.*\] float32 here"),
+    (lambda: learner(opt="Adam"), "optimizer"), (lambda: learner(opt="torch's Adam"), "optimizer"),
+    (lambda: learner(opt="torch's SGD"), "optimizer"),
+    (lambda: learner(splitter=lambda m: [list(m.parameters())]), "optimizer"),
+    (lambda: learner(splitter=lambda m: [[*m[0].parameters()], [*m[1].parameters(), *m[4].parameters()]]),
+     "optimizer")])
 def test_a_file_of_another_model_or_optimizer_is_refused_and_nothing_changes(make, text, fitted, tmp_path):
     whole_file(tmp_path)
     learn = make()
@@ -296,12 +320,15 @@ def test_a_file_of_another_model_or_optimizer_is_refused_and_nothing_changes(mak
 
 
 @pytest.mark.parametrize("make, difference", [
-    *((partial(learner, opt=opt), r"its kind is [\w →]+ there and [\w →]+ here") for opt in ("Adam", "torch's SGD", "torch's Adam")),
+    *((partial(learner, opt=opt), r"its kind is [\w →]+ there and [\w →]+ here")
+      for opt in ("Adam", "torch's SGD", "torch's Adam")),
     (lambda: learner(splitter=lambda m: [list(m.parameters())]), "the number of groups is 3 there and 1 here"),
-    (lambda: learner(splitter=lambda m: [[m[0].weight], [m[0].bias, *m[1].parameters()], [*m[4].parameters()]]), "the number of parameters in group 0 is 2 there and 1 here")])
+    (lambda: learner(splitter=lambda m: [[m[0].weight], [m[0].bias, *m[1].parameters()], [*m[4].parameters()]]),
+     "the number of parameters in group 0 is 2 there and 1 here")])
 def test_the_message_about_another_optimizer_is_short(make, difference, tmp_path):
     whole_file(tmp_path)
-    with pytest.raises(ValueError, match=rf"^The file belongs to another optimizer: {difference}\.$"): make().load(tmp_path / "good")
+    with pytest.raises(ValueError, match=rf"^The file belongs to another optimizer: {difference}\.$"):
+        make().load(tmp_path / "good")
 
 
 def test_the_state_that_only_pickle_could_hold_is_refused(tmp_path):
@@ -328,7 +355,8 @@ def test_a_folder_that_is_not_there_is_made(tmp_path):
 
 @pytest.mark.parametrize("opt", ["Adam", "torch's Adam"])
 def test_a_loaded_learner_does_not_hang_on_the_file(opt, tmp_path):
-    "What becomes of the file afterwards (written over in place, as cp and synchronised folders do) does not reach the learner."
+    """What becomes of the file afterwards (written over in place, as cp and synchronised folders do) does not reach the
+    learner."""
     whole = whole_file(tmp_path, opt=opt)
     learn = learner(opt=opt)
     learn.load(tmp_path / "good")
@@ -379,7 +407,8 @@ def by_hand(batches, n_epochs, optimizer=partial(torch.optim.SGD, lr=.05, moment
 
 
 def assert_close(a, b, tolerance=1e-6):
-    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True): torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance, msg=name)
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance, msg=name)
 
 
 class Skip(Callback):
@@ -411,8 +440,10 @@ def test_the_recorder_keeps_what_a_hand_written_loop_sees():
     net, losses = by_hand(learn.dls.train, 4)
     np.testing.assert_allclose(recorder.losses, losses, rtol=1e-5)
     assert recorder.lrs.tolist() == [.05] * 12 and recorder.betas.tolist() == [.9] * 12
-    for array in (recorder.losses, recorder.lrs, recorder.betas): assert array.dtype == np.float64 and array.shape == (12,)
-    assert [row["epoch"] for row in recorder.epochs] == [1, 2, 3, 4] and [row["batches"] for row in recorder.epochs] == [3, 6, 9, 12]
+    for array in (recorder.losses, recorder.lrs, recorder.betas):
+        assert array.dtype == np.float64 and array.shape == (12,)
+    assert ([row["epoch"] for row in recorder.epochs] == [1, 2, 3, 4]
+            and [row["batches"] for row in recorder.epochs] == [3, 6, 9, 12])
     means = [np.average(losses[i:i + 3], weights=[5, 5, 3]) for i in range(0, 12, 3)]
     np.testing.assert_allclose([row["train_loss"] for row in recorder.epochs], means, rtol=1e-5)
     assert_close(learn.model, net, 1e-5)
@@ -436,7 +467,8 @@ def test_cancelled_batches_are_absent(event):
     learn.fit(1)
     net, losses = by_hand([batch for i, batch in enumerate(learn.dls.train) if i not in (1, 4)], 1)
     np.testing.assert_allclose(recorder.losses, losses, rtol=1e-5)
-    assert recorder.epochs[0]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5) and len(recorder.lrs) == 4 == recorder.epochs[0]["batches"]
+    assert (recorder.epochs[0]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+            and len(recorder.lrs) == 4 == recorder.epochs[0]["batches"])
     assert_close(learn.model, net)
 
 
@@ -455,7 +487,8 @@ def test_a_nan_that_ends_the_fit_is_not_recorded():
 
 
 def test_without_momentum_beta_is_nan():
-    assert np.isnan(fitted_recorder(plain(opt=partial(Optimizer, steppers=[sgd_step], lr=.01))).betas).tolist() == [True] * 3
+    assert (np.isnan(fitted_recorder(plain(opt=partial(Optimizer, steppers=[sgd_step], lr=.01))).betas).tolist()
+            == [True] * 3)
     assert fitted_recorder(plain(opt=partial(torch.optim.SGD, lr=.01))).betas.tolist() == [0] * 3
 
 
@@ -486,7 +519,8 @@ def test_metrics_are_weighed_by_sample():
     x, y = (torch.cat(part) for part in zip(*learn.dls.valid))
     with torch.no_grad(): errors = learn.model(x) - y
     last = recorder.epochs[-1]
-    assert last["valid_loss"] == pytest.approx(errors.square().mean().item(), rel=1e-5) and last["within"] == pytest.approx((errors.abs() < .5).double().mean().item())
+    assert (last["valid_loss"] == pytest.approx(errors.square().mean().item(), rel=1e-5)
+            and last["within"] == pytest.approx((errors.abs() < .5).double().mean().item()))
     assert set(learn.validate()) == {"loss", "within"}
 
 
@@ -503,9 +537,11 @@ learn.fit(1)
 
 def test_progress_in_a_script_prints_a_line_per_epoch():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, os.path.dirname(__file__)], capture_output=True, text=True, timeout=100, env=environment, check=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, os.path.dirname(__file__)], capture_output=True, text=True,
+                          timeout=100, env=environment, check=True)
     lines = done.stdout.splitlines()
-    assert [line.split(" · ")[0] for line in lines] == ["epoch 1", "epoch 2", "validated ['loss']", "epoch 3"] and "\x1b" not in done.stdout and "\r" not in done.stdout
+    assert ([line.split(" · ")[0] for line in lines] == ["epoch 1", "epoch 2", "validated ['loss']", "epoch 3"]
+            and "\x1b" not in done.stdout and "\r" not in done.stdout)
     for line in (lines[0], lines[3]): assert "train_loss 0." in line and "valid_loss 0." in line and line.endswith(" s")
     assert "rror" not in done.stderr
 
@@ -550,12 +586,15 @@ def test_progress_in_a_notebook_updates_one_picture(screen, valid, capsys):
     def twice(pred, y): return 2 * F.mse_loss(pred, y)
     learn = plain(cbs=[Progress(refresh_s=0)], valid=valid, metrics=[twice])
     learn.fit(2)
-    assert len(screen.shown) == 1 and len(screen.updates) > 6 and all("<progress" in bundle["text/html"] for bundle in (screen.shown + screen.updates)[:-1])
+    assert (len(screen.shown) == 1 and len(screen.updates) > 6
+            and all("<progress" in bundle["text/html"] for bundle in (screen.shown + screen.updates)[:-1]))
     last = screen.updates[-1]
-    assert "<progress" not in last["text/html"] and last["text/html"].count("<tr>") == 3 and last["text/plain"].count("epoch") == 2 and ("twice" in last["text/html"]) == bool(valid)
+    assert ("<progress" not in last["text/html"] and last["text/html"].count("<tr>") == 3
+            and last["text/plain"].count("epoch") == 2 and ("twice" in last["text/html"]) == bool(valid))
     if valid: learn.validate()
     learn.fit(1)
-    assert len(screen.shown) == 2 and screen.updates[-1]["text/html"].count("<tr>") == 2 and capsys.readouterr().out == ""
+    assert (len(screen.shown) == 2 and screen.updates[-1]["text/html"].count("<tr>") == 2
+            and capsys.readouterr().out == "")
 
 
 def test_progress_in_a_notebook_keeps_its_columns_where_an_epoch_lacks_a_result(screen):
@@ -564,7 +603,8 @@ def test_progress_in_a_notebook_keeps_its_columns_where_an_epoch_lacks_a_result(
             if learn.epoch % 2 == 0: raise CancelValidateException
     plain(cbs=[Progress(refresh_s=0), Whole()]).fit(3)
     rows = screen.updates[-1]["text/html"].split("</tr>")[:-1]
-    assert [row.count("<t") - row.count("<tr") - row.count("<table") - row.count("<thead") - row.count("<tbody") for row in rows] == [4] * 4
+    assert [row.count("<t") - row.count("<tr") - row.count("<table") - row.count("<thead") - row.count("<tbody")
+            for row in rows] == [4] * 4
 
 
 def test_progress_in_a_notebook_is_drawn_only_now_and_then(screen):
@@ -579,7 +619,8 @@ def test_progress_in_a_notebook_when_it_breaks_off(screen, capsys):
 
 
 def test_validate_before_any_fit_with_every_callback(tmp_path, screen, capsys):
-    cbs = [Progress(refresh_s=0), Recorder(), CSVLogger(tmp_path / "log.csv"), EarlyStopping(), SaveBest(tmp_path / "best"), ActivationStats(), GradientClip(1.), GradientAccumulation(2)]
+    cbs = [Progress(refresh_s=0), Recorder(), CSVLogger(tmp_path / "log.csv"), EarlyStopping(),
+           SaveBest(tmp_path / "best"), ActivationStats(), GradientClip(1.), GradientAccumulation(2)]
     learn = plain(cbs=cbs)
     assert set(learn.validate()) == {"loss"}
     assert not list(tmp_path.iterdir()) and not screen.shown
@@ -588,9 +629,10 @@ def test_validate_before_any_fit_with_every_callback(tmp_path, screen, capsys):
 
 
 @pytest.mark.parametrize("values, options, stops", [
-    ([3, 2, 1, 1, 1, 1, 1], {"patience": 3}, 6), ([3, 2, 1, 2, .5, 1, 1, 1, 1], {"patience": 3}, 8), ([3, 2, 1, 2, 2, 2], {"patience": 1}, 4),
-    ([3, 2.97, 2.94, 2.91, 2.8, 2.7], {"patience": 3, "min_delta": .1}, 4), ([3, 2.8, 2.6, 2.4, 2.2, 2.], {"patience": 1, "min_delta": .1}, 6),
-    ([math.nan] * 5, {"patience": 2}, 2), ([3, math.nan, 2, math.nan, math.nan, 1], {"patience": 2}, 5), ([math.inf, 3, 3, 3], {"patience": 2}, 4),
+    ([3, 2, 1, 1, 1, 1, 1], {"patience": 3}, 6), ([3, 2, 1, 2, .5, 1, 1, 1, 1], {"patience": 3}, 8),
+    ([3, 2, 1, 2, 2, 2], {"patience": 1}, 4), ([3, 2.97, 2.94, 2.91, 2.8, 2.7], {"patience": 3, "min_delta": .1}, 4),
+    ([3, 2.8, 2.6, 2.4, 2.2, 2.], {"patience": 1, "min_delta": .1}, 6), ([math.nan] * 5, {"patience": 2}, 2),
+    ([3, math.nan, 2, math.nan, math.nan, 1], {"patience": 2}, 5), ([math.inf, 3, 3, 3], {"patience": 2}, 4),
     ([5, 4, 3, 2, 1], {"patience": 1}, 5), ([0, 0, 0], {"patience": 2}, 3), ([-1, -2, -1, -1], {"patience": 2}, 4)])
 def test_early_stopping(values, options, stops, capsys):
     results, stopping = Results(valid_loss=values), EarlyStopping(**options)
@@ -599,12 +641,15 @@ def test_early_stopping(values, options, stops, capsys):
         results.seen.clear()
         learn.fit(len(values))
         assert len(results.seen) == stops
-        assert ("EarlyStopping: valid_loss" in capsys.readouterr().out) == (stops < len(values) or stopping.waited >= stopping.patience)
+        assert ("EarlyStopping: valid_loss" in capsys.readouterr().out) == (stops < len(values)
+                                                                            or stopping.waited >= stopping.patience)
         assert learn.epochs_done == (1 + again) * stops
 
 
-@pytest.mark.parametrize("name, options, mode", [("accuracy", {}, "max"), ("valid_loss", {}, "min"), ("train_loss", {}, "min"), ("error_rate", {}, "min"), ("balanced_acc", {}, "max"),
-                                                 ("f1", {"mode": "max"}, "max"), ("f1", {"mode": "min"}, "min"), ("accuracy", {"mode": "min"}, "min")])
+@pytest.mark.parametrize("name, options, mode",
+                         [("accuracy", {}, "max"), ("valid_loss", {}, "min"), ("train_loss", {}, "min"),
+                          ("error_rate", {}, "min"), ("balanced_acc", {}, "max"), ("f1", {"mode": "max"}, "max"),
+                          ("f1", {"mode": "min"}, "min"), ("accuracy", {"mode": "min"}, "min")])
 def test_which_way_is_better(name, options, mode):
     results = Results(**{name: [1, 2, 3, 4, 5]})
     plain(cbs=[results, EarlyStopping(name, 1, **options)]).fit(5)
@@ -631,7 +676,8 @@ def test_an_unknown_result_to_watch_is_an_error_that_names_what_there_is(make):
     with pytest.raises(ValueError, match="train_loss"): plain(valid=None, cbs=[EarlyStopping()]).fit(1)
 
 
-@pytest.mark.parametrize("values, best", [([3, 1, 2, 1.5], 2), ([3, 2, 1], 3), ([1, 2, 3], 1), ([2, math.nan, 1, math.nan], 3), ([2, 2, 2], 1)])
+@pytest.mark.parametrize("values, best", [([3, 1, 2, 1.5], 2), ([3, 2, 1], 3), ([1, 2, 3], 1),
+                                          ([2, math.nan, 1, math.nan], 3), ([2, 2, 2], 1)])
 def test_save_best_keeps_the_state_of_the_best_epoch(values, best, tmp_path):
     states = []
 
@@ -683,7 +729,8 @@ def test_the_csv_file_has_a_row_per_epoch_written_at_once(tmp_path):
     learn.fit(1)  # the same callback goes on
     assert seen == [1, 2, 3]
     for row, kept in zip(rows(path), recorder.epochs, strict=True):
-        assert list(row) == ["epoch", "train_loss", "valid_loss", "mine", "seconds"] and int(row["epoch"]) == kept["epoch"] and float(row["seconds"]) >= 0
+        assert (list(row) == ["epoch", "train_loss", "valid_loss", "mine", "seconds"]
+                and int(row["epoch"]) == kept["epoch"] and float(row["seconds"]) >= 0)
         for name in ("train_loss", "valid_loss", "mine"): assert float(row[name]) == kept[name]
 
 
@@ -709,7 +756,9 @@ def test_a_crash_loses_no_row_and_the_file_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("opt", ["torch's SGD", "torch's Adam"])
-@pytest.mark.parametrize("options, clip", [({"max_norm": .1}, lambda ps: nn.utils.clip_grad_norm_(ps, .1)), ({"max_norm": 1e9}, lambda ps: None), ({"max_value": .02}, lambda ps: nn.utils.clip_grad_value_(ps, .02)),
+@pytest.mark.parametrize("options, clip", [({"max_norm": .1}, lambda ps: nn.utils.clip_grad_norm_(ps, .1)),
+                                           ({"max_norm": 1e9}, lambda ps: None),
+                                           ({"max_value": .02}, lambda ps: nn.utils.clip_grad_value_(ps, .02)),
                                            ({"max_norm": 1}, lambda ps: nn.utils.clip_grad_norm_(ps, 1.))])
 def test_clipping_equals_torchs(options, clip, opt):
     norms, clipping = [], GradientClip(**options)
@@ -738,7 +787,8 @@ def test_clipping_with_a_frozen_part():
 
 
 def accumulated(batches, n, n_epochs, optimizer, skip=(), drops=False, clip=None):
-    "A step for n batches: the mean gradient over all their samples, computed as one big batch. drops: whether a skipped batch takes those before it along."
+    """A step for n batches: the mean gradient over all their samples, computed as one big batch. drops: whether a
+    skipped batch takes those before it along."""
     net, number = model("plain"), -1
     optimizer = optimizer(net.parameters())
     for _ in range(n_epochs):
@@ -759,37 +809,44 @@ def accumulated(batches, n, n_epochs, optimizer, skip=(), drops=False, clip=None
 
 
 @pytest.mark.parametrize("opt", ["torch's SGD", "torch's Adam"])
-@pytest.mark.parametrize("sizes, n", [((4, 4, 4, 4), 2), ((5, 5, 3), 2), ((5, 5, 5, 5, 2), 3), ((4, 4), 5), ((3, 1, 2), 1), ((6, 1, 2, 4, 4, 1, 1), 3)])
+@pytest.mark.parametrize("sizes, n", [((4, 4, 4, 4), 2), ((5, 5, 3), 2), ((5, 5, 5, 5, 2), 3), ((4, 4), 5),
+                                      ((3, 1, 2), 1), ((6, 1, 2, 4, 4, 1, 1), 3)])
 def test_accumulation_equals_big_batches(sizes, n, opt):
     recorder = Recorder()
     learn = plain(sizes, [GradientAccumulation(n), recorder], opt)
     learn.fit(3)
-    assert_close(learn.model, accumulated(learn.dls.train, n, 3, OPTIMIZERS[opt]), 1e-5 if opt == "torch's SGD" else 1e-4)
+    assert_close(learn.model, accumulated(learn.dls.train, n, 3, OPTIMIZERS[opt]),
+                 1e-5 if opt == "torch's SGD" else 1e-4)
     first = F.mse_loss(model("plain")(learn.dls.train[0][0]), learn.dls.train[0][1]).item()
     assert recorder.losses[0] == pytest.approx(first, rel=1e-5) and len(recorder.losses) == 3 * len(sizes)
-    assert recorder.epochs[0]["train_loss"] == pytest.approx(np.average(recorder.losses[:len(sizes)], weights=sizes), rel=1e-5)
+    assert recorder.epochs[0]["train_loss"] == pytest.approx(np.average(recorder.losses[:len(sizes)], weights=sizes),
+                                                             rel=1e-5)
 
 
 @pytest.mark.parametrize("skip", [{0}, {1}, {2}, {1, 2}, {3, 4}, {5}, {1, 5, 7}])
 @pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_backward"])
 def test_accumulation_with_a_cancelled_batch_in_between(skip, event):
-    "Its own gradient is dropped. Once that is added to those that wait, they cannot be told apart: they are dropped with it; before, they stay."
+    """Its own gradient is dropped. Once that is added to those that wait, they cannot be told apart: they are dropped
+    with it; before, they stay."""
     learn = plain((4, 4, 3, 4, 4, 2), [GradientAccumulation(3), Skip(skip, event)])
     learn.fit(2)
-    assert_close(learn.model, accumulated(learn.dls.train, 3, 2, OPTIMIZERS["torch's SGD"], skip, drops=event == "after_backward"), 1e-5)
+    assert_close(learn.model, accumulated(learn.dls.train, 3, 2, OPTIMIZERS["torch's SGD"], skip,
+                                          drops=event == "after_backward"), 1e-5)
 
 
 @pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "before_backward", "after_backward"])
 @pytest.mark.parametrize("first", [True, False])
 def test_what_accumulates_is_a_mean_whatever_is_cancelled(event, first):
-    "Samples that are all the same have one gradient: every step, however many batches it is made of, must be with that one."
+    """Samples that are all the same have one gradient: every step, however many batches it is made of, must be with
+    that one."""
     seen, xb, yb = [], *pairs((4,))[0]
 
     class Look(Callback):
         run_after = (GradientAccumulation,)
         def before_step(self, learn): seen.append(learn.model[0].weight.grad.clone())
     cbs = [GradientAccumulation(3), Skip({1, 6}, event)]
-    learn = Learner(model("plain"), SimpleNamespace(train=[(xb, yb)] * 9, valid=None), F.mse_loss, partial(torch.optim.SGD, lr=0.), cbs=[*(cbs if first else cbs[::-1]), Look()])
+    learn = Learner(model("plain"), SimpleNamespace(train=[(xb, yb)] * 9, valid=None), F.mse_loss,
+                    partial(torch.optim.SGD, lr=0.), cbs=[*(cbs if first else cbs[::-1]), Look()])
     learn.fit(1)
     F.mse_loss((net := model("plain"))(xb), yb).backward()
     assert len(seen) >= 2
@@ -805,7 +862,8 @@ def test_with_accumulation_the_recorded_loss_is_the_batchs_whatever_is_cancelled
     learn = plain((4, 4, 3, 4, 4, 2), [*(cbs if first else cbs[::-1]), recorder], partial(torch.optim.SGD, lr=0.))
     learn.fit(1)
     net = model("plain")
-    expected = [F.mse_loss(net(x), y).item() for i, (x, y) in enumerate(learn.dls.train) if exception is CancelStepException or i not in (0, 3)]
+    expected = [F.mse_loss(net(x), y).item() for i, (x, y) in enumerate(learn.dls.train)
+                if exception is CancelStepException or i not in (0, 3)]
     np.testing.assert_allclose(recorder.losses, expected, rtol=1e-5)
 
 
@@ -862,7 +920,8 @@ def test_which_layers_are_watched():
 @pytest.mark.parametrize("event", ["before_fit", "before_batch", "after_pred", "after_fit"])
 @pytest.mark.parametrize("first", [True, False])
 def test_hooks_are_removed_after_an_error(event, error, first):
-    watching, skip = ActivationStats(), type("Bang", (Callback,), {event: lambda self, learn: (_ for _ in ()).throw(error)})()
+    watching, skip = (ActivationStats(),
+                      type("Bang", (Callback,), {event: lambda self, learn: (_ for _ in ()).throw(error)})())
     learn = plain(cbs=[skip, watching] if first else [watching, skip])
     with pytest.raises(error): learn.fit(1)
     assert not any(module._forward_hooks for module in learn.model.modules())
@@ -875,15 +934,24 @@ def test_nothing_to_watch_or_to_plot():
 
 
 @pytest.mark.parametrize("bad, text", [
-    (lambda: GradientClip(), "max_norm or max_value"), (lambda: GradientClip(1., 1.), "max_norm or max_value"), (lambda: GradientClip(0), "above 0"), (lambda: GradientClip(-1), "above 0"),
-    (lambda: GradientClip(max_value=0), "above 0"), (lambda: GradientClip(math.nan), "above 0"), (lambda: GradientAccumulation(0), "at least 1"), (lambda: GradientAccumulation(-2), "at least 1"),
-    (lambda: GradientAccumulation("2"), "n_batches must be a whole number, at least 1, not '2'"), (lambda: GradientAccumulation(2.5), "n_batches must be a whole number, at least 1, not 2.5"),
-    (lambda: EarlyStopping(3), "EarlyStopping: monitor must be a result's name, such as 'valid_loss', not 3.*patience=3"), (lambda: SaveBest("x", 3), "SaveBest: monitor must be"),
-    (lambda: EarlyStopping(patience=2.5), "patience must be a whole number"), (lambda: ActivationStats(every=1.5), "every must be a whole number"),
-    (lambda: ActivationStats([nn.Tanh()]), r"layers must be a function.*isinstance.*got \[Tanh\(\)\]"), (lambda: ActivationStats(nn.Tanh), "layers must be a function.*got <class"),
+    (lambda: GradientClip(), "max_norm or max_value"), (lambda: GradientClip(1., 1.), "max_norm or max_value"),
+    (lambda: GradientClip(0), "above 0"), (lambda: GradientClip(-1), "above 0"),
+    (lambda: GradientClip(max_value=0), "above 0"), (lambda: GradientClip(math.nan), "above 0"),
+    (lambda: GradientAccumulation(0), "at least 1"), (lambda: GradientAccumulation(-2), "at least 1"),
+    (lambda: GradientAccumulation("2"), "n_batches must be a whole number, at least 1, not '2'"),
+    (lambda: GradientAccumulation(2.5), "n_batches must be a whole number, at least 1, not 2.5"),
+    (lambda: EarlyStopping(3),
+     "EarlyStopping: monitor must be a result's name, such as 'valid_loss', not 3.*patience=3"),
+    (lambda: SaveBest("x", 3), "SaveBest: monitor must be"),
+    (lambda: EarlyStopping(patience=2.5), "patience must be a whole number"),
+    (lambda: ActivationStats(every=1.5), "every must be a whole number"),
+    (lambda: ActivationStats([nn.Tanh()]), r"layers must be a function.*isinstance.*got \[Tanh\(\)\]"),
+    (lambda: ActivationStats(nn.Tanh), "layers must be a function.*got <class"),
     (lambda: ActivationStats("0"), "layers must be a function.*got '0'"),
-    (lambda: EarlyStopping(patience=0), "patience"), (lambda: EarlyStopping("f1"), "mode="), (lambda: EarlyStopping(mode="up"), "mode="), (lambda: EarlyStopping(min_delta=-1), "min_delta"),
-    (lambda: EarlyStopping(min_delta=math.nan), "min_delta"), (lambda: SaveBest("x", "f1"), "mode="), (lambda: ActivationStats(every=0), "every")])
+    (lambda: EarlyStopping(patience=0), "patience"), (lambda: EarlyStopping("f1"), "mode="),
+    (lambda: EarlyStopping(mode="up"), "mode="), (lambda: EarlyStopping(min_delta=-1), "min_delta"),
+    (lambda: EarlyStopping(min_delta=math.nan), "min_delta"), (lambda: SaveBest("x", "f1"), "mode="),
+    (lambda: ActivationStats(every=0), "every")])
 def test_bad_arguments_are_refused_at_once(bad, text):
     with pytest.raises(ValueError, match=text): bad()
 
@@ -932,7 +1000,8 @@ def test_what_waits_is_stepped_though_the_last_batch_is_cancelled(event, excepti
     learn = Learner(*minus_two(), F.mse_loss, SGD, .1, cbs=[GradientAccumulation(2), cancel, show, clip])
     learn.fit(1)
     assert [g.tolist() for g in show.grads][0] == [-2.] and len(show.grads) == 2
-    assert learn.model.weight.item() == pytest.approx(.2) and clip.norm.item() == pytest.approx(1.8)  # clipped to .1 each
+    # clipped to .1 each
+    assert learn.model.weight.item() == pytest.approx(.2) and clip.norm.item() == pytest.approx(1.8)
     assert learn.model.weight.grad is None
 
 
@@ -959,8 +1028,9 @@ def test_a_loader_with_fewer_batches_than_it_said():
     assert [g.tolist() for g in show.grads] == [[-2.], [-2.]]
 
 
-KINDS = {"SGD": SGD, "momentum": partial(SGD, momentum=.9), "nesterov": partial(SGD, momentum=.9, nesterov=True), "Adam": Adam, "AdamW": AdamW, "LAMB": LAMB,
-         "torch's Adam": torch.optim.Adam, "torch's AdamW": torch.optim.AdamW, "torch's SGD": torch.optim.SGD,
+KINDS = {"SGD": SGD, "momentum": partial(SGD, momentum=.9), "nesterov": partial(SGD, momentum=.9, nesterov=True),
+         "Adam": Adam, "AdamW": AdamW, "LAMB": LAMB, "torch's Adam": torch.optim.Adam,
+         "torch's AdamW": torch.optim.AdamW, "torch's SGD": torch.optim.SGD,
          "a partial stepper": partial(Optimizer, steppers=[partial(sgd_step)])}
 
 
@@ -982,15 +1052,18 @@ def test_a_state_of_other_groups_is_refused(tmp_path):
     def make(order):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
-        return Learner(net, loaders(), F.mse_loss, OPTIMIZERS["SGD"], splitter=lambda m: [list(m[i].parameters()) for i in order])
+        return Learner(net, loaders(), F.mse_loss, OPTIMIZERS["SGD"],
+                       splitter=lambda m: [list(m[i].parameters()) for i in order])
     a = make((0, 1, 2))
     a.fit(1)
     a.save(tmp_path / "saved")
-    with pytest.raises(ValueError, match="parameter 0 of group 0 is model.0.weight there and model.1.weight here"): make((1, 0, 2)).load(tmp_path / "saved")
+    with pytest.raises(ValueError, match="parameter 0 of group 0 is model.0.weight there and model.1.weight here"):
+        make((1, 0, 2)).load(tmp_path / "saved")
     make((0, 1, 2)).load(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("cycle", [lambda opt: lr_scheduler.OneCycleLR(opt, .1, total_steps=7), lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, step_size_up=3)])
+@pytest.mark.parametrize("cycle", [lambda opt: lr_scheduler.OneCycleLR(opt, .1, total_steps=7),
+                                   lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, step_size_up=3)])
 def test_schedulers_that_turn_the_momentum(cycle, tmp_path):
     "A file written in the middle of a fit can be loaded, and after it the momentum is as before."
     learn = learner(opt="torch's SGD", cbs=[LRScheduler(cycle)])
@@ -1024,7 +1097,8 @@ def mean_abs(pred, y): return (pred - y).abs().mean()
 
 
 def test_a_name_that_is_no_result_is_still_an_error(tmp_path):
-    with pytest.raises(ValueError, match="watches 'nonsense_loss'"): learner(cbs=[EarlyStopping("nonsense_loss")]).fit(1)
+    with pytest.raises(ValueError, match="watches 'nonsense_loss'"):
+        learner(cbs=[EarlyStopping("nonsense_loss")]).fit(1)
 
 
 @pytest.mark.parametrize("where", ["model", "loaders"])
@@ -1043,7 +1117,8 @@ def test_a_load_that_fails_on_the_way_changes_nothing(where, tmp_path):
     def make():
         torch.manual_seed(0)
         dls = SimpleNamespace(train=Stuck(), valid=None) if where == "loaders" else loaders()
-        return Learner(nn.Sequential(nn.Linear(3, 3), (Balky if where == "model" else nn.Linear)(3, 1)), dls, F.mse_loss, OPTIMIZERS["Adam"])
+        return Learner(nn.Sequential(nn.Linear(3, 3), (Balky if where == "model" else nn.Linear)(3, 1)), dls,
+                       F.mse_loss, OPTIMIZERS["Adam"])
     a, b = make(), make()
     for learn, n in ((a, 2), (b, 1)): learn.fit(n)
     a.save(tmp_path / "saved")
@@ -1054,7 +1129,8 @@ def test_a_load_that_fails_on_the_way_changes_nothing(where, tmp_path):
 
 def assert_equal_states(a, b):
     assert a.keys() == b.keys()
-    for name in a: assert torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name], name
+    for name in a:
+        assert torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name], name
 
 
 def test_a_file_of_another_type_of_numbers_is_refused(tmp_path):
@@ -1074,19 +1150,22 @@ def test_a_loss_with_parameters_is_saved_with_the_model(tmp_path):
 
     def make():
         loss = Weighed()
-        return Learner(model("plain"), loaders(), loss, lambda groups: torch.optim.SGD([*groups, {"params": [loss.w]}], lr=.1))
+        return Learner(model("plain"), loaders(), loss,
+                       lambda groups: torch.optim.SGD([*groups, {"params": [loss.w]}], lr=.1))
     whole, first, second = make(), make(), make()
     whole.fit(5)
     first.fit(2)
     first.save(tmp_path / "saved")
     second.load(tmp_path / "saved")
     second.fit(3)
-    assert torch.equal(second.loss_func.w, whole.loss_func.w) and torch.equal(second.model[0].weight, whole.model[0].weight)
+    assert (torch.equal(second.loss_func.w, whole.loss_func.w)
+            and torch.equal(second.model[0].weight, whole.model[0].weight))
 
 
 class Extra(nn.Linear):
     "With a state that is no tensor."
-    def get_extra_state(self): return {"calls": self.calls, "mean": torch.ones(2)} if isinstance(self.calls, int) else self.calls
+    def get_extra_state(self):
+        return {"calls": self.calls, "mean": torch.ones(2)} if isinstance(self.calls, int) else self.calls
     def set_extra_state(self, state): self.calls = state["calls"]
     calls = 0
 

@@ -1,4 +1,5 @@
-"""Data against references: scikit-learn's digits, torchvision's MNIST and affine map, and files that are not what they should be."""
+"""Data against references: scikit-learn's digits, torchvision's MNIST and affine map, and files that are not what they
+should be."""
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ from sklearn.datasets import load_digits
 from torchvision import datasets, transforms
 from torchvision.transforms.functional import affine as torchvision_affine
 
-from course_lib.data import (CHECKOUT, DamagedFileError, DataLoaders, RandomAffine, TensorLoader, affine, course_data, data_root,
-                             default_device, digits, mnist)
+from course_lib.data import (CHECKOUT, DamagedFileError, DataLoaders, RandomAffine, TensorLoader, affine, course_data,
+                             data_root, default_device, digits, mnist)
 
 
 def test_embedded_digits_are_scikit_learns():
@@ -26,7 +27,8 @@ def test_mnist_is_what_torchvision_reads(mnist_folder):
         reference = datasets.MNIST(mnist_folder, train=train)
         pixels = sorted((int(y), x.float().sum().item()) for x, y in zip(reference.data, reference.targets))
         raw = dls.train.x.min(), dls.train.x.max()  # 0 and 255 before normalising
-        ours = [(int(y), ((x - raw[0]) / (raw[1] - raw[0]) * 255).sum().item()) for part in loaders for x, y in zip(part.x, part.y)]
+        ours = [(int(y), ((x - raw[0]) / (raw[1] - raw[0]) * 255).sum().item()) for part in loaders
+                for x, y in zip(part.x, part.y)]
         for (y, total), (y_ours, total_ours) in zip(pixels, sorted(ours)):
             assert y == y_ours and abs(total - total_ours) < 1
 
@@ -52,8 +54,9 @@ def test_no_image_is_in_two_parts():
 
 def damage(path, how):
     data = path.read_bytes()
-    path.write_bytes({"truncated": data[:-100], "empty": b"", "too long": data + b"\0", "foreign": b"<html>403</html>" * 99,
-                      "another type": data[:2] + b"\x0d" + data[3:], "header only": data[:6]}[how])
+    path.write_bytes(
+        {"truncated": data[:-100], "empty": b"", "too long": data + b"\0", "foreign": b"<html>403</html>" * 99,
+         "another type": data[:2] + b"\x0d" + data[3:], "header only": data[:6]}[how])
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "too long", "foreign", "another type", "header only"])
@@ -113,7 +116,8 @@ def test_where_data_is_looked_for(tmp_path, monkeypatch):
 
 
 def test_the_order_is_the_same_in_another_process_and_for_every_device():
-    script = "import torch; from course_lib.data import TensorLoader as T; t = torch.arange(50); torch.rand(9); print(T(t, t, 8, True, seed=5).order(3).tolist())"
+    script = ("import torch; from course_lib.data import TensorLoader as T; t = torch.arange(50); torch.rand(9); "
+              "print(T(t, t, 8, True, seed=5).order(3).tolist())")
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     items = torch.arange(50, device=default_device())
     loader = TensorLoader(items, items, 8, shuffle=True, seed=5)
@@ -125,7 +129,8 @@ def test_the_order_is_the_same_in_another_process_and_for_every_device():
 
 def test_orders_of_seeds_and_epochs_differ():
     items = torch.arange(100)
-    orders = [tuple(TensorLoader(items, items, 10, True, seed=seed).order(epoch).tolist()) for seed in range(5) for epoch in range(20)]
+    orders = [tuple(TensorLoader(items, items, 10, True, seed=seed).order(epoch).tolist()) for seed in range(5)
+              for epoch in range(20)]
     assert len(set(orders)) == 100
 
 
@@ -146,7 +151,8 @@ def test_torchs_dataloader_may_stand_in():
 @pytest.mark.parametrize("arguments, message", [
     ((torch.zeros(3), torch.zeros(4), 2), "3 items and y 4"), ((torch.zeros(3), torch.zeros(3), 0), "at least 1"),
     ((torch.zeros(3), torch.zeros(3), -1), "at least 1"), ((torch.zeros(3), torch.zeros(3), 1.5), "whole number"),
-    ((torch.zeros(0), torch.zeros(0), 1), "no batch"), ((np.zeros(3), torch.zeros(3), 1), "must be tensors, not ndarray"),
+    ((torch.zeros(0), torch.zeros(0), 1), "no batch"),
+    ((np.zeros(3), torch.zeros(3), 1), "must be tensors, not ndarray"),
     (([1, 2], [1, 2], 1), "must be tensors, not list")])
 def test_bad_loaders_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message): TensorLoader(*arguments)
@@ -161,9 +167,11 @@ def test_affine_equals_torchvision(shape, dtype):
     angle, translate, scale, shear = (torch.rand(n, dtype=dtype) * 300 - 150, torch.rand(2, n, dtype=dtype) * 10 - 5,
                                       torch.rand(n, dtype=dtype) + .5, torch.rand(2, n, dtype=dtype) * 60 - 30)
     ours = affine(x.to(device), *(t.to(device) for t in (angle, translate, scale, shear)), fill=0.).cpu()
-    theirs = torch.stack([torchvision_affine(x[i], angle[i].item(), translate[:, i].tolist(), scale[i].item(), shear[:, i].tolist(),
-                                             interpolation=transforms.InterpolationMode.BILINEAR) for i in range(n)])
-    # torchvision reckons its matrix in Python floats and its grid in the image's dtype: a rounding of 1e-6 of a position, times a slope
+    theirs = torch.stack(
+        [torchvision_affine(x[i], angle[i].item(), translate[:, i].tolist(), scale[i].item(), shear[:, i].tolist(),
+                            interpolation=transforms.InterpolationMode.BILINEAR) for i in range(n)])
+    # torchvision reckons its matrix in Python floats and its grid in the image's dtype: a rounding of 1e-6 of a
+    # position, times a slope
     torch.testing.assert_close(ours, theirs, atol=1e-4 if dtype == torch.float32 else 1e-9, rtol=0)
 
 
@@ -182,11 +190,13 @@ def test_random_affine_draws_from_the_ranges_and_one_for_each_image():
 
 def test_random_affine_draws_each_amount_from_its_own_range(monkeypatch):
     seen = {}
-    monkeypatch.setattr("course_lib.data.affine", lambda x, *amounts: seen.update(zip(("angle", "translate", "scale", "shear", "fill"), amounts)))
+    monkeypatch.setattr("course_lib.data.affine",
+                        lambda x, *amounts: seen.update(zip(("angle", "translate", "scale", "shear", "fill"), amounts)))
     torch.manual_seed(0)
     RandomAffine((-20, 40), (.1, .3), (.5, .7), (-1, 2, 5, 9), fill=3.)(torch.zeros(5000, 1, 10, 20), None)
-    ranges = {"angle": (seen["angle"], -20, 40), "right": (seen["translate"][0], -2, 2), "down": (seen["translate"][1], -3, 3),
-              "scale": (seen["scale"], .5, .7), "along x": (seen["shear"][0], -1, 2), "along y": (seen["shear"][1], 5, 9)}
+    ranges = {"angle": (seen["angle"], -20, 40), "right": (seen["translate"][0], -2, 2),
+              "down": (seen["translate"][1], -3, 3), "scale": (seen["scale"], .5, .7),
+              "along x": (seen["shear"][0], -1, 2), "along y": (seen["shear"][1], 5, 9)}
     for name, (values, low, high) in ranges.items():
         share = (values - low) / (high - low)
         assert 0 <= share.min() < .01 and .99 < share.max() <= 1 and abs(share.mean() - .5) < .03, name
@@ -194,7 +204,8 @@ def test_random_affine_draws_each_amount_from_its_own_range(monkeypatch):
 
 
 def test_the_positions_that_are_kept_serve_training_too():
-    with torch.inference_mode(): affine(torch.rand(2, 1, 5, 7), *[torch.ones(2)] * 1, torch.zeros(2, 2), torch.ones(2), torch.zeros(2, 2))
+    with torch.inference_mode():
+        affine(torch.rand(2, 1, 5, 7), *[torch.ones(2)] * 1, torch.zeros(2, 2), torch.ones(2), torch.zeros(2, 2))
     angle = torch.zeros(2, requires_grad=True)
     affine(torch.rand(2, 1, 5, 7), angle, torch.zeros(2, 2), torch.ones(2), torch.zeros(2, 2)).sum().backward()
     assert angle.grad.isfinite().all()
@@ -210,9 +221,9 @@ def test_the_background_stays_background():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"degrees": (10, -10)}, "upside down"), ({"degrees": float("nan")}, "finite"), ({"degrees": 5, "translate": (1.5, 0)}, "shares from 0 to 1"),
-    ({"degrees": 5, "scale": (-1, 1)}, "positive"), ({"degrees": 5, "shear": (1, 2, 3)}, "2 or 4"),
-    ({"degrees": 5, "translate": .1}, "translate: expected 2"), ({"degrees": 5, "scale": 1.1}, "scale: expected 2"),
-    ({"degrees": 5, "shear": 90}, "between -90 and 90")])
+    ({"degrees": (10, -10)}, "upside down"), ({"degrees": float("nan")}, "finite"),
+    ({"degrees": 5, "translate": (1.5, 0)}, "shares from 0 to 1"), ({"degrees": 5, "scale": (-1, 1)}, "positive"),
+    ({"degrees": 5, "shear": (1, 2, 3)}, "2 or 4"), ({"degrees": 5, "translate": .1}, "translate: expected 2"),
+    ({"degrees": 5, "scale": 1.1}, "scale: expected 2"), ({"degrees": 5, "shear": 90}, "between -90 and 90")])
 def test_bad_affines_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): RandomAffine(**wrong)

@@ -13,8 +13,8 @@ import pytest
 from course_lib import data
 from course_lib.data import DownloadError, course_data, mnist
 
-FAULTS = {"403": "403", "wrong bytes": "hash differs", "break off": "broke off after", "hang": "timed out, no answer in 3 s",
-          "hang halfway": "timed out"}
+FAULTS = {"403": "403", "wrong bytes": "hash differs", "break off": "broke off after",
+          "hang": "timed out, no answer in 3 s", "hang halfway": "timed out"}
 
 
 def files_under(folder): return sorted(p.name for p in folder.rglob("*") if p.is_file())
@@ -106,7 +106,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_many_writers_at_once(tmp_path):
-    threads = [threading.Thread(target=lambda: [data.write_whole(tmp_path / "name", b"whole") for _ in range(50)]) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: [data.write_whole(tmp_path / "name", b"whole") for _ in range(50)])
+               for _ in range(4)]
     failed = []
     before, threading.excepthook = threading.excepthook, failed.append
     try:

@@ -14,13 +14,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"IPython": "ipython", "PIL": "pillow"}  # where the name to import is not the name to install
 
 
-def run(*command, cwd): return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
+def run(*command, cwd):
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
 def copy(tmp_path):
     "The parts of the project that an export touches."
-    for name in ("nbs", "course_lib", "tools"): shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("nbs", "course_lib", "tools"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -63,7 +65,8 @@ def test_the_address_stands_in_one_place(copy):
         assert run("tools/notebooks.py", "address", url, cwd=copy).returncode == 0
     for notebook in (copy / "nbs").glob("*.ipynb"):
         text = notebook.read_text()
-        assert f"github/someone/some-course/blob/main/nbs/{notebook.name}" in text and "git+https://github.com/someone/some-course\"" in text.replace("\\n", "\"")
+        assert (f"github/someone/some-course/blob/main/nbs/{notebook.name}" in text
+                and "git+https://github.com/someone/some-course\"" in text.replace("\\n", "\""))
         assert "OWNER" not in text and "my.course" not in text
         json.loads(text)
     assert 'Repository = "https://github.com/someone/some-course"' in (copy / "pyproject.toml").read_text()
@@ -93,10 +96,12 @@ def imports(path):
 
 
 def test_what_is_imported_is_declared_and_nothing_else():
-    used = {name.split(".")[0] for path in (ROOT / "course_lib").glob("*.py") for name in imports(path)} - set(sys.stdlib_module_names) - {"course_lib"}
+    used = ({name.split(".")[0] for path in (ROOT / "course_lib").glob("*.py") for name in imports(path)}
+            - set(sys.stdlib_module_names) - {"course_lib"})
     declared = {d.split(">=")[0] for d in PROJECT["dependencies"]}
     assert {DISTRIBUTIONS.get(name, name) for name in used} == declared
-    assert all(">=" in d and "==" not in d for extra in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    assert all(">=" in d and "==" not in d
+               for extra in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
                for d in extra if not d.startswith("course_lib["))
 
 
@@ -105,17 +110,22 @@ def test_imports_run_from_later_chapters_to_earlier_ones():
     order.insert(order.index("transfer"), "photos")  # an appendix of chapter 11
     for module in order:
         for name in imports(ROOT / "course_lib" / f"{module}.py"):
-            if name.startswith("course_lib."): assert order.index(name.split(".")[1]) < order.index(module), f"{module} imports {name}"
+            if name.startswith("course_lib."):
+                assert order.index(name.split(".")[1]) < order.index(module), f"{module} imports {name}"
 
 
 def test_the_wheel_works_outside_of_a_checkout(tmp_path):
-    done = run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
+    done = run("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT,
+               cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     [wheel] = tmp_path.glob("*.whl")
     done = run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    script = (f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import course_lib; from course_lib.data import CHECKOUT, data_root; "
-              "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); course_lib.glyph_backbone(); course_lib.glyph_curves(); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"HOME": str(tmp_path), "PATH": ""})
+    script = (f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import course_lib; "
+              "from course_lib.data import CHECKOUT, data_root; "
+              "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); course_lib.glyph_backbone(); "
+              "course_lib.glyph_curves(); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                          env={"HOME": str(tmp_path), "PATH": ""})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site")) and done.stdout.endswith("1248 the cache folder\n")

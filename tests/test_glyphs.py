@@ -16,8 +16,8 @@ from torch import nn
 import course_lib.transfer as transfer
 from course_lib.data import CHECKOUT, DamagedFileError, DataLoaders, digits
 from course_lib.learner import Learner, accuracy
-from course_lib.transfer import (CLASSES, FONTS, GlyphLoader, draw_few, few_shot, glyph_backbone, glyph_bank, glyph_curves, render,
-                                 small_resnet, warp)
+from course_lib.transfer import (FONTS, GlyphLoader, draw_few, few_shot, glyph_backbone, glyph_bank, glyph_curves,
+                                 render, small_resnet, warp)
 from tiny import every_device
 
 
@@ -34,7 +34,8 @@ def test_each_font_has_every_character_and_draws_each_differently():
 
 def test_glyphs_fill_a_box_in_the_middle_as_mnists_digits_do():
     plain = glyph_bank()[1].flatten(0, 1)
-    extent = lambda inked: 56 - inked.byte().argmax(1) - inked.flip(1).byte().argmax(1)  # an i has empty rows in between
+    # an i has empty rows in between
+    extent = lambda inked: 56 - inked.byte().argmax(1) - inked.flip(1).byte().argmax(1)
     assert (torch.maximum(extent(plain.amax(2) > 0), extent(plain.amax(1) > 0)) >= 39).all()
     assert not plain[:, :8].any() and not plain[:, -8:].any() and not plain[..., :8].any() and not plain[..., -8:].any()
 
@@ -75,8 +76,9 @@ def test_warp_moves_as_it_says():
 
 
 def test_the_loader_is_the_same_in_another_process():
-    script = ("import torch; from course_lib.transfer import GlyphLoader as G; torch.rand(9); loader = G(2, 8, seed=5, device='cpu'); "
-              "loader.epoch = 3; print([(yb.tolist(), xb.double().abs().sum().item()) for xb, yb in loader])")
+    script = ("import torch; from course_lib.transfer import GlyphLoader as G; torch.rand(9); "
+              "loader = G(2, 8, seed=5, device='cpu'); loader.epoch = 3; "
+              "print([(yb.tolist(), xb.double().abs().sum().item()) for xb, yb in loader])")
     other = eval(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     loader = GlyphLoader(2, 8, seed=5, device="cpu")
     loader.epoch = 3
@@ -97,7 +99,8 @@ def test_seeds_and_epochs_differ_and_torchs_own_random_numbers_stay():
 def test_an_epoch_has_all_classes_and_batches_like_mnist():
     seen = []
     for xb, yb in GlyphLoader(20, device="cpu"):
-        assert xb.shape == (128, 1, 28, 28) and xb.dtype == torch.float32 and yb.dtype == torch.int64 and xb.isfinite().all()
+        assert (xb.shape == (128, 1, 28, 28) and xb.dtype == torch.float32 and yb.dtype == torch.int64
+                and xb.isfinite().all())
         assert abs(xb.mean()) < 1e-4 and abs(xb.std() - 1) < 1e-4
         seen.append(yb)
     assert torch.cat(seen).unique().tolist() == list(range(62))
@@ -121,7 +124,8 @@ def test_the_weights_are_those_that_the_readme_names():
 def test_the_backbone_names_fresh_glyphs():
     model = glyph_backbone(device="cpu")
     assert not model.training and all(p.requires_grad for p in model.parameters())
-    learn = Learner(model, DataLoaders(None, GlyphLoader(8, seed=99, device="cpu")), F.cross_entropy, metrics=[accuracy])
+    learn = Learner(model, DataLoaders(None, GlyphLoader(8, seed=99, device="cpu")), F.cross_entropy,
+                    metrics=[accuracy])
     assert learn.validate()["accuracy"] > .85
 
 
@@ -173,7 +177,8 @@ def test_the_curves_hold_what_the_chapter_claims():
         mean = {way: sum(draws) / 5 for way, draws in curves["data"][name]["10"].items() if way != "scratch"}
         scratch = max(sum(draws) / 5 for draws in curves["data"][name]["10"]["scratch"].values())
         assert len(curves["data"][name]["10"]["scratch"]) == 5
-        assert mean["head"] - scratch >= head and mean["fine-tune"] - scratch >= fine_tune and mean["fine-tune"] > mean["head"]
+        assert (mean["head"] - scratch >= head and mean["fine-tune"] - scratch >= fine_tune
+                and mean["fine-tune"] > mean["head"])
 
 
 def test_the_draw_and_the_rest_share_no_image():
@@ -192,7 +197,8 @@ def test_few_shot_repeats_and_leaves_backbone_and_random_numbers_alone(one_threa
     few, rest = draw_few(digits(device="cpu"), 5, n_rest=200)
     backbone, before = glyph_backbone(device="cpu"), torch.get_rng_state()
     weights = {name: value.clone() for name, value in backbone.state_dict().items()}
-    reached = {way: [few_shot(few, rest, way, n_steps=10, backbone=backbone) for _ in range(2)] for way in ("head", "fine-tune")}
+    reached = {way: [few_shot(few, rest, way, n_steps=10, backbone=backbone) for _ in range(2)]
+               for way in ("head", "fine-tune")}
     assert all(first == pytest.approx(second, abs=.02) and first > .4 for first, second in reached.values())
     assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(torch.get_rng_state(), before) and not backbone.training

@@ -1,4 +1,5 @@
-"""The loop against hand-written ones, torch and scikit-learn: what runs under every cancel and error, what is averaged, and who is told what."""
+"""The loop against hand-written ones, torch and scikit-learn: what runs under every cancel and error, what is averaged,
+and who is told what."""
 import copy
 import itertools
 import math
@@ -17,8 +18,9 @@ from torch import nn
 
 from course_lib.adam import Adam
 from course_lib.data import TensorLoader
-from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
-                                CancelValidateException, Learner, ModelResetter, RNNRegularizer, TerminateOnNaN, accuracy, in_order)
+from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                                CancelStepException, CancelTrainException, CancelValidateException, Learner,
+                                ModelResetter, RNNRegularizer, TerminateOnNaN, accuracy, in_order)
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
 from tiny import with_ctrl_c
@@ -34,7 +36,8 @@ def net(seed=0):
 def pairs(n, size=4, last=None, seed=1):
     "n batches of inputs `[size, 3]` and targets `[size, 1]`; the last one of another size, if given."
     generator = torch.Generator().manual_seed(seed)
-    return [tuple(torch.randn(last if last and i == n - 1 else size, k, generator=generator) for k in (3, 1)) for i in range(n)]
+    return [tuple(torch.randn(last if last and i == n - 1 else size, k, generator=generator) for k in (3, 1))
+            for i in range(n)]
 
 
 TORCH_SGD = partial(torch.optim.SGD, lr=.1, momentum=.9)
@@ -44,7 +47,8 @@ def learner(train=4, valid=2, opt_func=TORCH_SGD, model=None, loss_func=F.mse_lo
     "train, valid: loaders, or numbers of batches (valid None: there is none)."
     train = pairs(train) if isinstance(train, int) else train
     valid = pairs(valid, last=1, seed=2) if isinstance(valid, int) else valid
-    return Learner(net() if model is None else model, SimpleNamespace(train=train, valid=valid), loss_func, opt_func, **options)
+    return Learner(net() if model is None else model, SimpleNamespace(train=train, valid=valid), loss_func, opt_func,
+                   **options)
 
 
 def by_hand(model, batches, optimizer, steps=lambda i: True, backwards=lambda i: True):
@@ -62,10 +66,12 @@ def by_hand(model, batches, optimizer, steps=lambda i: True, backwards=lambda i:
 
 
 def assert_same(model, other):
-    for (name, value), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True): assert torch.equal(value, expected), name
+    for (name, value), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, expected), name
 
 
-def differ(model, other): return any(not torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+def differ(model, other):
+    return any(not torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def on(**methods):
@@ -89,8 +95,10 @@ class Throw(Callback):
 
 # f( before_fit, f! after_cancel_fit, f) after_fit
 SHORT = {"f": "fit", "e": "epoch", "t": "train", "v": "validate", "b": "batch", "w": "backward", "s": "step"}
-SHORT = {**{f"{k}(": f"before_{name}" for k, name in SHORT.items()}, **{f"{k})": f"after_{name}" for k, name in SHORT.items()},
-         **{f"{k}!": f"after_cancel_{name}" for k, name in SHORT.items() if k != "w"}, "p": "after_pred", "l": "after_loss"}
+SHORT = {**{f"{k}(": f"before_{name}" for k, name in SHORT.items()},
+         **{f"{k})": f"after_{name}" for k, name in SHORT.items()},
+         **{f"{k}!": f"after_cancel_{name}" for k, name in SHORT.items() if k != "w"}, "p": "after_pred",
+         "l": "after_loss"}
 # undisturbed: the rest after two training batches, training, validation, a training batch
 WHOLE = {"…": "t) V e) f)", "T": "t( B B t)", "V": "v( b( p l b) v)", "B": "b( p l w( w) s( s) b)"}
 
@@ -110,9 +118,11 @@ class Trace(Callback):
 
 for short, event in SHORT.items(): setattr(Trace, event, lambda self, learn, short=short: self.seen.append(short))
 
-CANCELS = (CancelStepException, CancelBatchException, CancelTrainException, CancelValidateException, CancelEpochException, CancelFitException)
+CANCELS = (CancelStepException, CancelBatchException, CancelTrainException, CancelValidateException,
+           CancelEpochException, CancelFitException)
 
-# event, what has happened up to it | then, if it raises: CancelStep | CancelBatch | CancelTrain | CancelValidate | CancelEpoch | CancelFit | another error.
+# event, what has happened up to it | then, if it raises: CancelStep | CancelBatch | CancelTrain | CancelValidate |
+# CancelEpoch | CancelFit | another error.
 # ✗: it comes out of fit.
 ORDER = """
 before_fit      f(                          | f) ✗         | f) ✗         | f) ✗       | f) ✗             | f) ✗              | f! f)             | f) ✗
@@ -131,13 +141,13 @@ before_validate f( e( T v(                  | v) e) f) ✗   | v) e) f) ✗   | 
 after_validate  f( e( T V                   | e) f) ✗      | e) f) ✗      | e) f) ✗    | e) f)            | e! e) f)          | e) f! f)          | e) f) ✗
 after_epoch     f( e( T V e)                | f) ✗         | f) ✗         | f) ✗       | f) ✗             | f)                | f! f)             | f) ✗
 after_fit       f( e( T V e) f)             | ✗            | ✗            | ✗          | ✗                | ✗                 |                   | ✗
-"""
+"""  # noqa: E501
 IN_VALIDATION = """
 before_batch    f( e( T v( b(        | b) v) e) f) ✗ | b! b) v) e) f) | b) v) e) f) ✗ | b) v! v) e) f) | b) v) e! e) f) | b) v) e) f! f) | b) v) e) f) ✗
 after_pred      f( e( T v( b( p      | b) v) e) f) ✗ | b! b) v) e) f) | b) v) e) f) ✗ | b) v! v) e) f) | b) v) e! e) f) | b) v) e) f! f) | b) v) e) f) ✗
 after_loss      f( e( T v( b( p l    | b) v) e) f) ✗ | b! b) v) e) f) | b) v) e) f) ✗ | b) v! v) e) f) | b) v) e! e) f) | b) v) e) f! f) | b) v) e) f) ✗
 after_batch     f( e( T v( b( p l b) | v) e) f) ✗    | v) e) f)       | v) e) f) ✗    | v! v) e) f)    | v) e! e) f)    | v) e) f! f)    | v) e) f) ✗
-"""
+"""  # noqa: E501
 
 
 def cases():
@@ -145,11 +155,13 @@ def cases():
         for line in table.strip().splitlines():
             (event, *head), *tails = (cell.split() for cell in line.split("|"))
             for error, tail in zip((*CANCELS, ValueError, KeyboardInterrupt), [*tails, tails[-1]], strict=True):
-                yield pytest.param(event, error, place, " ".join(head), " ".join(tail), id=f"{error.__name__}-{event}-{place}")
+                yield pytest.param(event, error, place, " ".join(head), " ".join(tail),
+                                   id=f"{error.__name__}-{event}-{place}")
 
 
 def test_the_table_has_every_event_and_every_exception():
-    assert len(list(cases())) == 8 * (16 + 4) and {case.values[0] for case in cases()} == {e for e in SHORT.values() if "cancel" not in e}
+    assert (len(list(cases())) == 8 * (16 + 4)
+            and {case.values[0] for case in cases()} == {e for e in SHORT.values() if "cancel" not in e})
 
 
 @pytest.mark.parametrize("raiser_first", [False, True])
@@ -179,10 +191,14 @@ def test_two_epochs_and_no_validation():
 
 
 @pytest.mark.parametrize("when, what, expected", [
-    (("b!", ValueError), CancelBatchException, "b( b! b) t) e) f) ✗"), (("b!", CancelTrainException), CancelBatchException, "b( b! b) t! t) V e) f)"),
-    (("b!", CancelBatchException), CancelBatchException, "b( b! b) B t) V e) f)"), (("b)", CancelFitException), CancelTrainException, "b( b) t) e) f! f)"),
-    (("b)", CancelBatchException), CancelFitException, "b( b) t) e) f! f)"), (("t!", CancelEpochException), CancelTrainException, "b( b) t! t) e! e) f)"),
-    (("t)", CancelEpochException), CancelFitException, "b( b) t) e) f! f)"), (("e)", CancelTrainException), CancelFitException, "b( b) t) e) f! f)")])
+    (("b!", ValueError), CancelBatchException, "b( b! b) t) e) f) ✗"),
+    (("b!", CancelTrainException), CancelBatchException, "b( b! b) t! t) V e) f)"),
+    (("b!", CancelBatchException), CancelBatchException, "b( b! b) B t) V e) f)"),
+    (("b)", CancelFitException), CancelTrainException, "b( b) t) e) f! f)"),
+    (("b)", CancelBatchException), CancelFitException, "b( b) t) e) f! f)"),
+    (("t!", CancelEpochException), CancelTrainException, "b( b) t! t) e! e) f)"),
+    (("t)", CancelEpochException), CancelFitException, "b( b) t) e) f! f)"),
+    (("e)", CancelTrainException), CancelFitException, "b( b) t) e) f! f)")])
 def test_raised_on_the_way_out_the_gravest_wins(when, what, expected):
     (short, second), trace = when, Trace()
     learn = learner(2, 1, cbs=[trace, Throw("before_batch", what()), Throw(SHORT[short], second())])
@@ -201,28 +217,33 @@ def test_an_error_is_never_replaced_by_a_cancel(cancel, first, error):
     with pytest.raises(error) as caught: learner(2, 1).fit(1, cbs=raisers)
     assert caught.value is problem and all(raiser.done for raiser in raisers)
     problem = error("mine")
-    for cbs in ([Throw("after_batch", problem), Throw("after_batch", cancel())], [Throw("after_batch", cancel()), Throw("after_batch", problem)]):
+    for cbs in ([Throw("after_batch", problem), Throw("after_batch", cancel())],
+                [Throw("after_batch", cancel()), Throw("after_batch", problem)]):
         with pytest.raises(error) as caught: learner(2, 1).fit(1, cbs=cbs)
         assert caught.value is problem
 
 
 def test_a_stage_with_listeners_and_one_without_train_alike():
     learns = [learner() for _ in range(5)]
-    heard = [], [Trace()], [on(after_step=lambda learn: None)], [on(before_backward=lambda learn: None)], [on(after_cancel_step=lambda learn: None)]
+    heard = ([], [Trace()], [on(after_step=lambda learn: None)], [on(before_backward=lambda learn: None)],
+             [on(after_cancel_step=lambda learn: None)])
     for learn, cbs in zip(learns, heard, strict=True):
         learn.fit(3, cbs=cbs)
         assert_same(learn.model, learns[0].model)
 
 
 @pytest.mark.parametrize("cancel", [CancelBatchException, CancelTrainException])
-@pytest.mark.parametrize("listener", [[], [Trace()], [on(after_batch=lambda learn: None)], [on(after_epoch=lambda learn: None)]], ids=["nobody", "all", "batch", "epoch"])
+@pytest.mark.parametrize("listener", [[], [Trace()], [on(after_batch=lambda learn: None)],
+                                      [on(after_epoch=lambda learn: None)]], ids=["nobody", "all", "batch", "epoch"])
 def test_a_callbacks_hook_may_cancel_whoever_listens(listener, cancel):
-    "A forward hook, put on by a callback in before_fit, that cancels the second batch: as if it were raised in after_pred."
+    """A forward hook, put on by a callback in before_fit, that cancels the second batch: as if it were raised in
+    after_pred."""
     def hook(*args):
         if learn.training and learn.iter == 1: raise cancel
     learn = learner(3, 1)
     learn.fit(1, cbs=[on(before_fit=lambda learn: learn.model.register_forward_hook(hook)), *listener])
-    by_hand(model := net(), [pairs(3)[0], *([pairs(3)[2]] if cancel is CancelBatchException else [])], TORCH_SGD(model.parameters()))
+    by_hand(model := net(), [pairs(3)[0], *([pairs(3)[2]] if cancel is CancelBatchException else [])],
+            TORCH_SGD(model.parameters()))
     assert_same(learn.model, model)
 
 
@@ -269,16 +290,20 @@ def test_after_an_error_the_learner_goes_on_where_it_was(who, error, listening):
         return F.mse_loss(pred, y)
 
     second_batch = lambda learn: learn.train_iter == 1 or who.endswith(("_fit", "_epoch", "_train", "_validate"))
-    learn = learner(train, 1, model=BreakingModel(breaks if who == "model" else never), loss_func=loss_func, cbs=[trace] if listening else [])
-    with pytest.raises(error) as caught: learn.fit(1, cbs=[Throw(who, problem, second_batch)] if who in SHORT.values() else [])
-    assert caught.value is problem and (who not in SHORT.values() or any("Throw" in note and who in note for note in problem.__notes__))
+    learn = learner(train, 1, model=BreakingModel(breaks if who == "model" else never), loss_func=loss_func,
+                    cbs=[trace] if listening else [])
+    with pytest.raises(error) as caught:
+        learn.fit(1, cbs=[Throw(who, problem, second_batch)] if who in SHORT.values() else [])
+    assert (caught.value is problem
+            and (who not in SHORT.values() or any("Throw" in note and who in note for note in problem.__notes__)))
     if listening:
         for short in "fetvbws": assert trace.seen.count(f"{short}(") == trace.seen.count(f"{short})"), short
     assert learn.cbs == ([trace] if listening else [])
     twin = copy.deepcopy(learn.model.body)
     optimizer = TORCH_SGD(twin.parameters())
     state = copy.deepcopy(learn.opt.state_dict())
-    optimizer.load_state_dict({"state": state["state"], "param_groups": [{**optimizer.state_dict()["param_groups"][0], "params": [0, 1, 2, 3]}]})
+    optimizer.load_state_dict({"state": state["state"],
+                               "param_groups": [{**optimizer.state_dict()["param_groups"][0], "params": [0, 1, 2, 3]}]})
     learn.fit(1)
     by_hand(twin, pairs(3), optimizer)
     assert_same(learn.model.body, twin)
@@ -287,13 +312,15 @@ def test_after_an_error_the_learner_goes_on_where_it_was(who, error, listening):
 
 def test_two_errors_in_one_event_the_first_comes_out_with_a_note_on_the_other():
     first, second = ValueError("first"), KeyError("second")
-    with pytest.raises(ValueError) as caught: learner().fit(1, cbs=[Throw("after_batch", first), Throw("after_batch", second)])
+    with pytest.raises(ValueError) as caught:
+        learner().fit(1, cbs=[Throw("after_batch", first), Throw("after_batch", second)])
     assert caught.value is first and any("second" in note for note in first.__notes__)
 
 
 def test_a_batch_that_broke_is_in_no_average():
     learn, seen = learner(3, 2), {}
-    cbs = [Throw("after_loss", RuntimeError("third"), lambda learn: learn.iter == 2), on(after_epoch=lambda learn: seen.update(learn.results))]
+    cbs = [Throw("after_loss", RuntimeError("third"), lambda learn: learn.iter == 2),
+           on(after_epoch=lambda learn: seen.update(learn.results))]
     with pytest.raises(RuntimeError, match="third"): learn.fit(1, cbs=cbs)
     losses = by_hand(model := net(), pairs(3)[:2], TORCH_SGD(model.parameters()))
     assert seen == {"train_loss": pytest.approx(torch.stack(losses).mean().item(), rel=1e-6)}
@@ -311,12 +338,14 @@ def test_a_cancelled_batch_leaves_no_trace(event, which, opt_func):
     "Weights, to the bit, and averages are those of a loop without it."
     train, averages = pairs(5, last=2), {}
     learn = learner(train, 2, opt_func=opt_func)
-    learn.fit(1, cbs=[Throw(event, CancelBatchException(), lambda learn: learn.iter == which), on(after_train=lambda learn: averages.update(learn.results))])
+    learn.fit(1, cbs=[Throw(event, CancelBatchException(), lambda learn: learn.iter == which),
+                      on(after_train=lambda learn: averages.update(learn.results))])
     left = [batch for i, batch in enumerate(train) if i != which]
     losses = by_hand(model := net(), left, opt_func(model.parameters()))
     assert_same(learn.model, model)
     sizes = [len(y) for _, y in left]
-    assert averages["train_loss"] == pytest.approx(sum(n * loss.item() for n, loss in zip(sizes, losses)) / sum(sizes), rel=1e-6)
+    assert averages["train_loss"] == pytest.approx(sum(n * loss.item() for n, loss in zip(sizes, losses)) / sum(sizes),
+                                                   rel=1e-6)
     assert learn.train_iter == 5 and all(p.grad is None for p in learn.model.parameters())
 
 
@@ -324,7 +353,8 @@ def test_a_cancelled_batch_leaves_no_trace(event, which, opt_func):
 def test_a_cancelled_validation_batch_is_in_no_metric(event):
     valid, model = pairs(3, last=2, seed=2), net()
     mae = lambda pred, y: (pred - y).abs().mean()
-    learn = learner(1, valid, model=model, metrics=[mae], cbs=[Throw(event, CancelBatchException(), lambda learn: not learn.training and learn.iter == 1)])
+    learn = learner(1, valid, model=model, metrics=[mae],
+                    cbs=[Throw(event, CancelBatchException(), lambda learn: not learn.training and learn.iter == 1)])
     x, y = (torch.cat(part) for part in zip(valid[0], valid[2]))
     with torch.no_grad(): expected = F.mse_loss(model(x), y).item(), mean_absolute_error(y, model(x))
     assert tuple(learn.validate().values()) == pytest.approx(expected, rel=1e-6)
@@ -392,8 +422,10 @@ def test_cancel_step_before_the_gradient(event):
 
 def test_cancelled_says_what_was_skipped():
     seen = []
-    cbs = [Throw("after_loss", CancelBatchException(), lambda learn: learn.iter == 1), Throw("after_loss", CancelStepException(), lambda learn: learn.iter == 2),
-           on(after_batch=lambda learn: seen.append(learn.cancelled and type(learn.cancelled)), after_fit=lambda learn: seen.append(learn.cancelled))]
+    cbs = [Throw("after_loss", CancelBatchException(), lambda learn: learn.iter == 1),
+           Throw("after_loss", CancelStepException(), lambda learn: learn.iter == 2),
+           on(after_batch=lambda learn: seen.append(learn.cancelled and type(learn.cancelled)),
+              after_fit=lambda learn: seen.append(learn.cancelled))]
     learner(4, None).fit(1, cbs=cbs)
     assert seen == [None, CancelBatchException, None, None, None]
 
@@ -406,7 +438,8 @@ def test_torchs_adam_bit_for_bit_and_ours_to_rounding():
     theirs, ours = (learner(train, 1, opt_func=partial(adam, lr=.01)) for adam in (torch.optim.Adam, Adam))
     for learn in (theirs, ours): learn.fit(5)
     assert_same(theirs.model, model)
-    for p, q in zip(ours.model.parameters(), model.parameters(), strict=True): torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
+    for p, q in zip(ours.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
     assert differ(model, net())
 
 
@@ -441,12 +474,14 @@ def test_a_second_rate_and_it_stays():
 def test_a_fit_starts_with_the_learners_rate_whatever_a_schedule_left():
     rates, learn = [], learner()
     look = on(before_train=lambda learn: rates.append(learn.opt.param_groups[-1]["lr"]))
-    for lr in (.1, None, slice(.02)): learn.fit(1, lr=lr, cbs=[look, on(after_batch=lambda learn: learn.opt.param_groups[-1].update(lr=.5))])
+    for lr in (.1, None, slice(.02)):
+        learn.fit(1, lr=lr, cbs=[look, on(after_batch=lambda learn: learn.opt.param_groups[-1].update(lr=.5))])
     assert rates == [.1, .1, .02] and learn.lr == slice(.02)
 
 
 @pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("lr, rates", [(slice(.001, .1), [.001, .01, .1]), (slice(.1), [.01, .01, .1]), (.1, [.1, .1, .1]), (slice(.1, .001), [.1, .01, .001])])
+@pytest.mark.parametrize("lr, rates", [(slice(.001, .1), [.001, .01, .1]), (slice(.1), [.01, .01, .1]),
+                                       (.1, [.1, .1, .1]), (slice(.1, .001), [.1, .01, .001])])
 def test_rates_by_group(lr, rates, early):
     def deep():
         torch.manual_seed(0)
@@ -454,16 +489,20 @@ def test_rates_by_group(lr, rates, early):
     learn, model, train = learner(model=deep(), opt_func=torch.optim.Adam, lr=lr if early else None), deep(), pairs(4)
     learn.fit(2, lr=None if early else lr)
     assert [group["lr"] for group in learn.opt.param_groups] == pytest.approx(rates, rel=1e-12) and learn.lr == lr
-    by_hand(model, train * 2, torch.optim.Adam([{"params": model[i].parameters(), "lr": rate} for i, rate in zip((0, 2, 4), rates)]))
-    for p, q in zip(learn.model.parameters(), model.parameters(), strict=True): torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
+    by_hand(model, train * 2,
+            torch.optim.Adam([{"params": model[i].parameters(), "lr": rate} for i, rate in zip((0, 2, 4), rates)]))
+    for p, q in zip(learn.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
 
 
 def test_a_splitter_makes_the_groups():
-    learn = learner(splitter=lambda model: [[model[0].bias, model[2].bias], [model[0].weight, model[2].weight]], lr=slice(.01, .1))
+    learn = learner(splitter=lambda model: [[model[0].bias, model[2].bias], [model[0].weight, model[2].weight]],
+                    lr=slice(.01, .1))
     learn.fit(1)
     assert [[p.ndim for p in group["params"]] for group in learn.opt.param_groups] == [[1, 1], [2, 2]]
     model = net()
-    by_hand(model, pairs(4), torch.optim.SGD([{"params": [model[0].bias, model[2].bias], "lr": .01}, {"params": [model[0].weight, model[2].weight]}],
+    by_hand(model, pairs(4), torch.optim.SGD([{"params": [model[0].bias, model[2].bias], "lr": .01},
+                                              {"params": [model[0].weight, model[2].weight]}],
                                              lr=.1, momentum=.9))
     assert_same(learn.model, model)
 
@@ -487,8 +526,10 @@ def test_accuracy_is_scikit_learns_on_the_whole_set():
     expected = accuracy_score(valid.y, pred.argmax(1))
     by_batch = [accuracy_score(yb, p) for yb, p in zip(valid.y.split(8), pred.argmax(1).split(8))]
     assert .3 < expected < 1 and abs(sum(by_batch) / 6 - expected) > .01
-    assert learn.validate() == {"loss": pytest.approx(F.cross_entropy(pred, valid.y).item(), rel=1e-6), "accuracy": pytest.approx(expected, abs=1e-7)}
-    assert learn.results["accuracy"] == pytest.approx(expected, abs=1e-7) and learn.results["valid_loss"] == learn.validate()["loss"]
+    assert learn.validate() == {"loss": pytest.approx(F.cross_entropy(pred, valid.y).item(), rel=1e-6),
+                                "accuracy": pytest.approx(expected, abs=1e-7)}
+    assert (learn.results["accuracy"] == pytest.approx(expected, abs=1e-7)
+            and learn.results["valid_loss"] == learn.validate()["loss"])
 
 
 def test_mean_absolute_error_is_scikit_learns_on_the_whole_set():
@@ -497,11 +538,13 @@ def test_mean_absolute_error_is_scikit_learns_on_the_whole_set():
     x, y = (torch.cat(part) for part in zip(*valid))
     learn = learner(1, valid, model=model, metrics=[mae, partial(F.mse_loss)])
     result = learn.validate()
-    assert list(result) == ["loss", "mae", "mse_loss"] and result["mse_loss"] == result["loss"] and all(type(value) is float for value in result.values())
+    assert (list(result) == ["loss", "mae", "mse_loss"] and result["mse_loss"] == result["loss"]
+            and all(type(value) is float for value in result.values()))
     with torch.no_grad(): assert result["mae"] == pytest.approx(mean_absolute_error(y, model(x)), rel=1e-6)
     other = pairs(2, last=3, seed=11)
     x, y = (torch.cat(part) for part in zip(*other))
-    with torch.no_grad(): assert learn.validate(other)["mae"] == pytest.approx(mean_absolute_error(y, model(x)), rel=1e-6)
+    with torch.no_grad():
+        assert learn.validate(other)["mae"] == pytest.approx(mean_absolute_error(y, model(x)), rel=1e-6)
 
 
 def noisy_net():
@@ -517,7 +560,8 @@ def test_validate_and_predict_give_the_modes_back(training):
     before = copy.deepcopy(model.state_dict())
     assert learn.validate() == learn.validate()
     out = learn.predict(torch.ones(4, 3))
-    assert modes == [module.training for module in model.modules()] and not out.requires_grad and torch.is_grad_enabled()
+    assert (modes == [module.training for module in model.modules()] and not out.requires_grad
+            and torch.is_grad_enabled())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad(): assert torch.equal(model.eval()(torch.ones(4, 3)), out)
     with pytest.raises(RuntimeError): learn.validate([(torch.ones(4, 99), torch.ones(4, 1))])
@@ -529,16 +573,21 @@ def twin_fits(*extra):
     for cbs in (extra, ()):
         model, history = noisy_net(), []
         train = TensorLoader(*map(torch.cat, zip(*pairs(5))), 4, shuffle=True)
-        learn = learner(train, pairs(3, last=1, seed=5), model=model, opt_func=partial(torch.optim.Adam, lr=.01), metrics=[F.l1_loss])
-        note = lambda learn: history.append((learn.training, learn.iter, learn.n_iter, learn.train_iter, learn.pct_train, learn.loss.item(),
-                                             learn.smooth_loss.item(), learn.pred.sum().item(), learn.xb.sum().item(), [m.training for m in model.modules()]))
+        learn = learner(train, pairs(3, last=1, seed=5), model=model, opt_func=partial(torch.optim.Adam, lr=.01),
+                        metrics=[F.l1_loss])
+        note = lambda learn: history.append((learn.training, learn.iter, learn.n_iter, learn.train_iter,
+                                             learn.pct_train, learn.loss.item(), learn.smooth_loss.item(),
+                                             learn.pred.sum().item(), learn.xb.sum().item(),
+                                             [m.training for m in model.modules()]))
         learn.nested = False
-        recorder = on(after_batch=lambda learn: learn.nested or note(learn), after_epoch=lambda learn: history.append(dict(learn.results)))
+        recorder = on(after_batch=lambda learn: learn.nested or note(learn),
+                      after_epoch=lambda learn: history.append(dict(learn.results)))
         learn.fit(3, cbs=[*cbs, recorder])
         yield learn, history
 
 
-@pytest.mark.parametrize("event", ["after_batch", "before_batch", "after_step", "after_train", "after_epoch", "before_epoch", "before_train", "after_pred"])
+@pytest.mark.parametrize("event", ["after_batch", "before_batch", "after_step", "after_train", "after_epoch",
+                                   "before_epoch", "before_train", "after_pred"])
 def test_validating_in_the_middle_of_a_fit_disturbs_nothing(event):
     seen = []
 
@@ -548,7 +597,8 @@ def test_validating_in_the_middle_of_a_fit_disturbs_nothing(event):
         state, learn.nested = [getattr(learn, name) for name in names], True
         seen.append(learn.validate(pairs(2, seed=8)))
         learn.nested = False
-        for name, value in zip(names, state): assert getattr(learn, name) is value or getattr(learn, name) == value, name
+        for name, value in zip(names, state):
+            assert getattr(learn, name) is value or getattr(learn, name) == value, name
 
     (learn, history), (plain, plain_history) = twin_fits(on(**{event: validate}))
     assert len(seen) >= 3 and seen[0] != seen[-1]
@@ -571,9 +621,12 @@ def names(cbs): return " ".join(type(cb).__name__ for cb in cbs)
 
 
 @pytest.mark.parametrize("given, expected", [
-    ("C B A", "C B A"), ("AfterB A B C", "A B AfterB C"), ("A BeforeA B", "BeforeA A B"), ("AfterB SubB C", "SubB AfterB C"), ("AfterB C", "AfterB C"),
-    ("C Between B A", "B A Between C"), ("A A BeforeA A", "BeforeA A A A"), ("AfterB B SubB B", "B SubB B AfterB"), ("A B BeforeA AfterB C", "B BeforeA A AfterB C")])
-def test_order_by_hand(given, expected): assert names(in_order([globals()[name]() for name in given.split()])) == expected
+    ("C B A", "C B A"), ("AfterB A B C", "A B AfterB C"), ("A BeforeA B", "BeforeA A B"),
+    ("AfterB SubB C", "SubB AfterB C"), ("AfterB C", "AfterB C"), ("C Between B A", "B A Between C"),
+    ("A A BeforeA A", "BeforeA A A A"), ("AfterB B SubB B", "B SubB B AfterB"),
+    ("A B BeforeA AfterB C", "B BeforeA A AfterB C")])
+def test_order_by_hand(given, expected):
+    assert names(in_order([globals()[name]() for name in given.split()])) == expected
 
 
 def test_the_order_is_the_allowed_one_closest_to_the_list():
@@ -600,8 +653,10 @@ def test_a_circle_is_an_error_that_names_the_classes():
     class North(Callback): run_after = (Left,)
     class South(Callback): run_after, run_before = (North,), (Left,)
     class Loner(Callback): pass
-    for cbs, named in (([Left(), Right()], ("Left", "Right")), ([Loner(), Left(), North(), South()], ("Left", "North", "South"))):
-        for make in (lambda: in_order(cbs), lambda: learner(cbs=cbs), lambda: learner().fit(1, cbs=cbs), lambda: learner(cbs=cbs[:1]).fit(1, cbs=cbs[1:])):
+    for cbs, named in (([Left(), Right()], ("Left", "Right")),
+                       ([Loner(), Left(), North(), South()], ("Left", "North", "South"))):
+        for make in (lambda: in_order(cbs), lambda: learner(cbs=cbs), lambda: learner().fit(1, cbs=cbs),
+                     lambda: learner(cbs=cbs[:1]).fit(1, cbs=cbs[1:])):
             with pytest.raises(ValueError, match="circle") as error: make()
             assert all(name in str(error.value) for name in named) and "Loner" not in str(error.value)
 
@@ -613,47 +668,58 @@ def test_both_may_ask_for_the_same_order():
     assert names(in_order([Right(), Left()])) == "Left Right"
 
 
-@pytest.mark.parametrize("wrong, match", [(A, r"A is a class.*A\(\)"), (print, "print.*is no Callback"), ("A", "'A' is no Callback"), (None, "None is no Callback")])
+@pytest.mark.parametrize("wrong, match", [(A, r"A is a class.*A\(\)"), (print, "print.*is no Callback"),
+                                          ("A", "'A' is no Callback"), (None, "None is no Callback")])
 def test_what_is_no_callback(wrong, match):
     for make in (lambda: learner(cbs=[A(), wrong]), lambda: learner().fit(1, cbs=[wrong])):
         with pytest.raises(ValueError, match=match): make()
 
 
 @pytest.mark.parametrize("wrong, right", [
-    ("begin_fit", "before_fit"), ("begin_epoch", "before_epoch"), ("begin_train", "before_train"), ("begin_batch", "before_batch"),
-    ("begin_validate", "before_validate"), ("after_los", "after_loss"), ("after_losses", "after_loss"), ("befor_batch", "before_batch"),
-    ("before_bach", "before_batch"), ("on_epoch_end", "after_epoch"), ("on_epoch_begin", "before_epoch"), ("on_epoch_start", "before_epoch"),
-    ("on_train_begin", "before_train"), ("on_train_end", "after_train"), ("on_batch_begin", "before_batch"), ("on_batch_end", "after_batch"),
-    ("on_fit_start", "before_fit"), ("on_fit_end", "after_fit"), ("before_validation", "before_validate"), ("after_validation", "after_validate"),
-    ("after_valid", "after_validate"), ("after_bach", "after_batch"), ("after_batches", "after_batch"), ("after_prediction", "after_pred"),
-    ("aftr_pred", "after_pred"), ("After_Step", "after_step"), ("beforebackward", "before_backward"), ("after_backwards", "after_backward"),
-    ("after_cancel_bach", "after_cancel_batch"), ("after_cancelled_fit", "after_cancel_fit"), ("before_training", "before_train"), ("after_epochs", "after_epoch"),
-    ("on_train_batch_end", "after_batch"), ("on_train_batch_start", "before_batch"), ("on_validation_batch_end", "after_batch"), ("on_test_batch_begin", "before_batch"),
+    ("begin_fit", "before_fit"), ("begin_epoch", "before_epoch"), ("begin_train", "before_train"),
+    ("begin_batch", "before_batch"), ("begin_validate", "before_validate"), ("after_los", "after_loss"),
+    ("after_losses", "after_loss"), ("befor_batch", "before_batch"), ("before_bach", "before_batch"),
+    ("on_epoch_end", "after_epoch"), ("on_epoch_begin", "before_epoch"), ("on_epoch_start", "before_epoch"),
+    ("on_train_begin", "before_train"), ("on_train_end", "after_train"), ("on_batch_begin", "before_batch"),
+    ("on_batch_end", "after_batch"), ("on_fit_start", "before_fit"), ("on_fit_end", "after_fit"),
+    ("before_validation", "before_validate"), ("after_validation", "after_validate"), ("after_valid", "after_validate"),
+    ("after_bach", "after_batch"), ("after_batches", "after_batch"), ("after_prediction", "after_pred"),
+    ("aftr_pred", "after_pred"), ("After_Step", "after_step"), ("beforebackward", "before_backward"),
+    ("after_backwards", "after_backward"), ("after_cancel_bach", "after_cancel_batch"),
+    ("after_cancelled_fit", "after_cancel_fit"), ("before_training", "before_train"), ("after_epochs", "after_epoch"),
+    ("on_train_batch_end", "after_batch"), ("on_train_batch_start", "before_batch"),
+    ("on_validation_batch_end", "after_batch"), ("on_test_batch_begin", "before_batch"),
     ("on_train_epoch_end", "after_train"), ("on_validation_epoch_end", "after_validate")])
 def test_a_misspelt_event(wrong, right):
-    with pytest.raises(ValueError, match=rf"Mine\.{wrong}: .*Did you mean {right}\?"): type("Mine", (Callback,), {wrong: lambda self, learn: None})
+    with pytest.raises(ValueError, match=rf"Mine\.{wrong}: .*Did you mean {right}\?"):
+        type("Mine", (Callback,), {wrong: lambda self, learn: None})
     with pytest.raises(ValueError, match=f"Did you mean {right}"):
         mixin = type("Mixin", (), {wrong: lambda self, learn: None})
         type("Mine", (Callback, mixin), {})
 
 
-@pytest.mark.parametrize("name", ["plot_loss", "validate", "after", "before", "reset", "step", "on_click", "batch", "loss", "fit", "plot_sched", "throw", "begin", "end",
-                                  "_after_los", "__call__", "train", "epoch_done", "cancel", "batch_size", "save", "on_change", "note"])
+@pytest.mark.parametrize("name", ["plot_loss", "validate", "after", "before", "reset", "step", "on_click", "batch",
+                                  "loss", "fit", "plot_sched", "throw", "begin", "end", "_after_los", "__call__",
+                                  "train", "epoch_done", "cancel", "batch_size", "save", "on_change", "note"])
 def test_a_harmless_name(name):
     mine = type("Mine", (Callback,), {name: lambda self, *args: None})
     learner().fit(1, cbs=[mine()])
 
 
 def test_what_is_named_like_an_event_and_is_no_method_of_ours():
-    with pytest.raises(ValueError, match=r"Mine\.after_loss must take the learner"): type("Mine", (Callback,), {"after_loss": lambda self: None})
-    with pytest.raises(ValueError, match=r"Mine\.before_fit must take the learner"): type("Mine", (Callback,), {"before_fit": lambda self, learn, more: None})
-    type("Mine", (Callback,), {"after_loss": lambda self, learn, more=1: None, "before_fit": lambda *args: None, "after_los": 3})
+    with pytest.raises(ValueError, match=r"Mine\.after_loss must take the learner"):
+        type("Mine", (Callback,), {"after_loss": lambda self: None})
+    with pytest.raises(ValueError, match=r"Mine\.before_fit must take the learner"):
+        type("Mine", (Callback,), {"before_fit": lambda self, learn, more: None})
+    type("Mine", (Callback,),
+         {"after_loss": lambda self, learn, more=1: None, "before_fit": lambda *args: None, "after_los": 3})
 
 
 @pytest.mark.parametrize("name", ["run_before", "run_after"])
 @pytest.mark.parametrize("wrong", [A, [A], "A", ("A",), (A(),), None])
 def test_run_after_must_be_a_tuple_of_classes(name, wrong):
-    with pytest.raises(ValueError, match=rf"Mine\.{name} must be a tuple of callback classes"): type("Mine", (Callback,), {name: wrong})
+    with pytest.raises(ValueError, match=rf"Mine\.{name} must be a tuple of callback classes"):
+        type("Mine", (Callback,), {name: wrong})
 
 
 def test_changes_to_cbs_count_from_the_next_fit():
@@ -693,7 +759,8 @@ def test_callbacks_of_one_fit_are_gone_afterwards(error):
 
 # Bad input
 
-def bare(*dls, **options): return Learner(net(), SimpleNamespace(**dict(zip(("train", "valid"), dls))), F.mse_loss, **options)
+def bare(*dls, **options):
+    return Learner(net(), SimpleNamespace(**dict(zip(("train", "valid"), dls))), F.mse_loss, **options)
 def with_nan(n, *bad):
     batches = pairs(n)
     for i in bad: batches[i][0][1, 2] = math.nan
@@ -711,10 +778,13 @@ twin = A()
 
 
 @pytest.mark.parametrize("make, kind, match", [
-    (lambda: Learner(net(), SimpleNamespace(train=[], valid=None), None), ValueError, "loss_func must be a function, not None"),
-    (lambda: Learner(net(), SimpleNamespace(train=[], valid=None), F.mse_loss, "adam"), ValueError, "opt_func must be a function, not 'adam'"),
+    (lambda: Learner(net(), SimpleNamespace(train=[], valid=None), None), ValueError,
+     "loss_func must be a function, not None"),
+    (lambda: Learner(net(), SimpleNamespace(train=[], valid=None), F.mse_loss, "adam"), ValueError,
+     "opt_func must be a function, not 'adam'"),
     (lambda: learner(opt_func=.1), ValueError, r"opt_func must be a function, not 0\.1: it makes an optimizer"),
-    (lambda: learner(opt_func=torch.optim.Adam(net().parameters())), ValueError, r"^opt_func must be a function, not Adam \(.{,90}: it makes an optimizer[^\n]*$"),
+    (lambda: learner(opt_func=torch.optim.Adam(net().parameters())), ValueError,
+     r"^opt_func must be a function, not Adam \(.{,90}: it makes an optimizer[^\n]*$"),
     (lambda: learner(loss_func=nn.MSELoss), ValueError, r"loss_func is the class MSELoss: .*MSELoss\(\)"),
     (lambda: learner(metrics=[nn.L1Loss]), ValueError, r"metric is the class L1Loss: .*L1Loss\(\)"),
     (lambda: learner(metrics=accuracy), ValueError, r"metrics must be a list, not <function accuracy.*metrics=\[…\]"),
@@ -722,11 +792,15 @@ twin = A()
     (lambda: learner(metrics=["accuracy"]), ValueError, "metric must be a function, not 'accuracy': it takes"),
     *((make, ValueError, r"cbs must be a list, not A: write cbs=\[…\]")
       for make in (lambda: learner(cbs=A()), lambda: learner().fit(1, cbs=A()), lambda: learner().show_loop(cbs=A()))),
-    *((make, ValueError, "The same A is there twice") for make in (lambda: learner(cbs=[twin, B(), twin]), lambda: learner().fit(1, cbs=[twin, twin]),
-                                                                   lambda: learner(cbs=[B(), twin]).fit(1, cbs=[twin]))),
-    (lambda: learner(loss_func=lambda pred, y: F.mse_loss(pred, y).detach()).fit(1), ValueError, r"loss depends on no parameter that learns.*\.detach\(\)"),
-    (lambda: learner(cbs=[on(after_pred=lambda learn: setattr(learn, "pred", learn.pred.data))]).fit(1), ValueError, "loss depends on no parameter that learns"),
-    (lambda: Learner(print, SimpleNamespace(train=[], valid=None), F.mse_loss), ValueError, "model must be an nn.Module"),
+    *((make, ValueError, "The same A is there twice")
+      for make in (lambda: learner(cbs=[twin, B(), twin]), lambda: learner().fit(1, cbs=[twin, twin]),
+                   lambda: learner(cbs=[B(), twin]).fit(1, cbs=[twin]))),
+    (lambda: learner(loss_func=lambda pred, y: F.mse_loss(pred, y).detach()).fit(1), ValueError,
+     r"loss depends on no parameter that learns.*\.detach\(\)"),
+    (lambda: learner(cbs=[on(after_pred=lambda learn: setattr(learn, "pred", learn.pred.data))]).fit(1), ValueError,
+     "loss depends on no parameter that learns"),
+    (lambda: Learner(print, SimpleNamespace(train=[], valid=None), F.mse_loss), ValueError,
+     "model must be an nn.Module"),
     (lambda: bare(pairs(2)), ValueError, r"\.valid"),
     (lambda: Learner(net(), pairs(2), F.mse_loss), ValueError, r"\.train and \.valid"),
     (lambda: bare([], None).fit(1), ValueError, "training loader is empty"),
@@ -740,7 +814,8 @@ twin = A()
     (lambda: bare(with_nan(3, 0), None).fit(1), ValueError, "first training batch holds NaN"),
     (lambda: bare(with_nan(5, 1, 3), None).fit(1), ValueError, "2 training inputs hold NaN"),
     (lambda: bare(with_nan(5, 4), None).fit(1), ValueError, "1 training inputs? hold"),
-    (lambda: bare([(torch.tensor([1., math.nan]), torch.zeros(2))], None).fit(1), ValueError, "first training batch holds NaN"),
+    (lambda: bare([(torch.tensor([1., math.nan]), torch.zeros(2))], None).fit(1), ValueError,
+     "first training batch holds NaN"),
     (lambda: bare(meta(pairs(2)), None).fit(1), ValueError, "inputs are on cpu and the targets on meta"),
     (lambda: bare(pairs(2), meta(pairs(2))).fit(1), ValueError, "inputs are on cpu and the targets on meta"),
     (lambda: bare(pairs(2), None, opt_func=no_default).fit(1), ValueError, "No learning rate: lr is None"),
@@ -768,16 +843,22 @@ twin = A()
     (lambda: learner(loss_func=plain_float).fit(1), ValueError, "loss must be a tensor, not 0.5"),
     (lambda: learner(model=nn.Flatten(), opt_func=SGD).fit(1), ValueError, "no parameters"),
     (lambda: learner(model=nn.Flatten()).fit(1), ValueError, "(empty|no) parameter"),
-    (lambda: learner(splitter=lambda model: [[model[0].weight], [model[2].weight, model[2].bias]]).fit(1), ValueError, "splitter must put each.*of 4 it has 3"),
-    (lambda: learner(splitter=lambda model: [[*model.parameters()], [model[0].weight]]).fit(1), ValueError, "splitter must put each"),
-    (lambda: learner(splitter=lambda model: [[*model.parameters()], []]).fit(1), ValueError, "splitter must put each.*none empty"),
-    (lambda: learner(splitter=lambda model: [[*model.parameters()], [nn.Parameter(torch.ones(1))]]).fit(1), ValueError, "splitter must put each"),
-    (frozen_to(2), ValueError, r"2 groups.*freeze_to\(2\)"), (frozen_to(-3), ValueError, r"2 groups.*freeze_to\(-3\)"), (frozen_to(.5), TypeError, "float"),
+    (lambda: learner(splitter=lambda model: [[model[0].weight], [model[2].weight, model[2].bias]]).fit(1), ValueError,
+     "splitter must put each.*of 4 it has 3"),
+    (lambda: learner(splitter=lambda model: [[*model.parameters()], [model[0].weight]]).fit(1), ValueError,
+     "splitter must put each"),
+    (lambda: learner(splitter=lambda model: [[*model.parameters()], []]).fit(1), ValueError,
+     "splitter must put each.*none empty"),
+    (lambda: learner(splitter=lambda model: [[*model.parameters()], [nn.Parameter(torch.ones(1))]]).fit(1), ValueError,
+     "splitter must put each"),
+    (frozen_to(2), ValueError, r"2 groups.*freeze_to\(2\)"), (frozen_to(-3), ValueError, r"2 groups.*freeze_to\(-3\)"),
+    (frozen_to(.5), TypeError, "float"),
     (lambda: learner().fit(1, cbs=[on(after_batch=lambda learn: learn.fit(1))]), RuntimeError, "middle of a fit"),
     (lambda: learner(cbs=[on(after_batch=lambda learn: learn.fit(1))]).validate(), RuntimeError, "middle of a fit"),
     (lambda: learner().fit(1, cbs=[ModelResetter()]), ValueError, r"ModelResetter: no module.*reset\(\)"),
     (lambda: learner().fit(1, cbs=[RNNRegularizer()]), ValueError, "RNNRegularizer: this model has no"),
-    (lambda: RNNRegularizer(-1), ValueError, "alpha and beta"), (lambda: RNNRegularizer(1, math.nan), ValueError, "alpha and beta")])
+    (lambda: RNNRegularizer(-1), ValueError, "alpha and beta"),
+    (lambda: RNNRegularizer(1, math.nan), ValueError, "alpha and beta")])
 def test_bad_input_is_named(make, kind, match):
     with pytest.raises(kind, match=match), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -809,7 +890,8 @@ def test_what_a_validation_alone_can_be_cancelled_by(cancel):
         with pytest.raises(cancel): learn.validate()
     else:
         x, y = map(torch.cat, zip(*(valid[:1] if cancel is not CancelBatchException else valid[::2])))
-        with torch.no_grad(): assert learn.validate() == {"loss": pytest.approx(F.mse_loss(learn.model(x), y).item(), rel=1e-6)}
+        with torch.no_grad():
+            assert learn.validate() == {"loss": pytest.approx(F.mse_loss(learn.model(x), y).item(), rel=1e-6)}
 
 
 @pytest.mark.parametrize("listening", [True, False])
@@ -826,7 +908,8 @@ def test_a_cancelled_validation_leaves_no_result_and_a_cancelled_training_does(e
     assert learn.results["train_loss"] > 0
 
 
-@pytest.mark.parametrize("wrong", [vector, plain_float, lambda pred, y: F.mse_loss(pred, y)[None]], ids=["[B]", "float", "[1]"])
+@pytest.mark.parametrize("wrong", [vector, plain_float, lambda pred, y: F.mse_loss(pred, y)[None]],
+                         ids=["[B]", "float", "[1]"])
 @pytest.mark.parametrize("cbs", [[], [A()]])
 def test_a_loss_that_is_no_mean_is_named_in_validation_too(wrong, cbs):
     for valid in (pairs(4), pairs(3), pairs(1)):
@@ -885,7 +968,8 @@ def test_terminate_on_nan(recorder_first, capsys):
 
 def test_a_recorder_in_after_loss_that_runs_after_it_counts_no_nan():
     losses = []
-    recorder = type("Recorder", (Callback,), {"run_after": (TerminateOnNaN,), "after_loss": lambda self, learn: losses.append(learn.loss.item())})()
+    recorder = type("Recorder", (Callback,), {"run_after": (TerminateOnNaN,),
+                                              "after_loss": lambda self, learn: losses.append(learn.loss.item())})()
     learner(5, 1).fit(3, cbs=[recorder, on(after_pred=explode), TerminateOnNaN()])
     assert len(losses) == 2 and all(map(math.isfinite, losses))
 
@@ -895,13 +979,16 @@ def test_terminate_on_nan_in_validation(capsys):
     valid[1][0][0, 0] = math.nan
     trace, stop = Trace(), TerminateOnNaN()
     learner(1, valid, cbs=[trace, stop]).fit(3)
-    assert stop.stopped_at == "epoch 1 of 3, validation batch 2 of 2" and trace.text.endswith("b( p l b) b( p l b) v) e) f! f)")
+    assert (stop.stopped_at == "epoch 1 of 3, validation batch 2 of 2"
+            and trace.text.endswith("b( p l b) b( p l b) v) e) f! f)"))
     assert "1 of its inputs" in capsys.readouterr().out
 
 
 def test_terminate_on_nan_with_inputs_of_one_axis(capsys):
     x = torch.tensor([1., 2.])
-    learn = learner([(x, x), (torch.tensor([1., math.nan]), x)], None, model=nn.Sequential(nn.Unflatten(0, (2, 1)), nn.Linear(1, 1), nn.Flatten(0)), cbs=[TerminateOnNaN()])
+    learn = learner([(x, x), (torch.tensor([1., math.nan]), x)], None,
+                    model=nn.Sequential(nn.Unflatten(0, (2, 1)), nn.Linear(1, 1), nn.Flatten(0)),
+                    cbs=[TerminateOnNaN()])
     learn.fit(1)
     assert "1 of its inputs" in capsys.readouterr().out
 
@@ -928,12 +1015,15 @@ def test_rnn_regularizer_is_the_closed_form(batch_first, alpha, beta, steps):
         states.append(h)
     size = sum((h ** 2).sum() for h in states) / (5 * steps * 4)
     jumps = sum(((states[t + 1] - states[t]) ** 2).sum() for t in range(steps - 1)) / (5 * max(steps - 1, 1) * 4)
-    with torch.no_grad(): plain = sum(((model.out(states[t]) - y[:, t]) ** 2).sum() for t in range(steps)) / (5 * steps * 2)
+    with torch.no_grad():
+        plain = sum(((model.out(states[t]) - y[:, t]) ** 2).sum() for t in range(steps)) / (5 * steps * 2)
     batch = (x, y) if batch_first else (x.transpose(0, 1), y.transpose(0, 1))
     note = on(after_batch=lambda learn: losses.append(learn.loss.item()))
-    learn = learner([batch], [batch], model=model, opt_func=torch.optim.SGD, lr=0., cbs=[RNNRegularizer(alpha, beta), note])
+    learn = learner([batch], [batch], model=model, opt_func=torch.optim.SGD, lr=0.,
+                    cbs=[RNNRegularizer(alpha, beta), note])
     learn.fit(1)
-    assert losses == pytest.approx([(plain + alpha * size + beta * jumps).item(), plain.item()], rel=1e-5)  # the second one is validation's
+    # the second one is validation's
+    assert losses == pytest.approx([(plain + alpha * size + beta * jumps).item(), plain.item()], rel=1e-5)
     assert learn.validate()["loss"] == pytest.approx(plain.item(), rel=1e-5)
 
 
@@ -947,7 +1037,8 @@ def test_rnn_regularizer_takes_every_recurrent_layer_and_reaches_the_gradient():
         def forward(self, x): return layers[1](layers[0](x)[0].transpose(0, 1))[0].transpose(0, 1)
     model, x, y, losses = Two(), torch.randn(5, 6, 3), torch.randn(5, 6, 2), []
     twin = copy.deepcopy(layers)
-    learner([(x, y)], None, model=model, opt_func=partial(torch.optim.SGD, lr=.1), cbs=[RNNRegularizer(2., 1.), on(after_batch=lambda learn: losses.append(learn.loss.item()))]).fit(1)
+    learner([(x, y)], None, model=model, opt_func=partial(torch.optim.SGD, lr=.1),
+            cbs=[RNNRegularizer(2., 1.), on(after_batch=lambda learn: losses.append(learn.loss.item()))]).fit(1)
     first = twin[0](x)[0]
     second = twin[1](first.transpose(0, 1))[0].transpose(0, 1)
     loss = F.mse_loss(second, y)
@@ -983,7 +1074,8 @@ def test_rnn_regularizers_hooks_are_removed(error):
 def test_model_resetter():
     model, x, seen = Reader(nn.GRU, True), torch.randn(5, 6, 3), []
     note = on(before_batch=lambda learn: seen.append(model.n_resets))
-    learn = learner([(x, torch.zeros(5, 6, 2))] * 2, [(x, torch.zeros(5, 6, 2))] * 2, model=model, cbs=[ModelResetter(), note])
+    learn = learner([(x, torch.zeros(5, 6, 2))] * 2, [(x, torch.zeros(5, 6, 2))] * 2, model=model,
+                    cbs=[ModelResetter(), note])
     learn.fit(2)
     assert seen == [1, 1, 2, 2, 3, 3, 4, 4] and model.n_resets == 5
     learn.validate()
@@ -995,7 +1087,8 @@ def test_model_resetter():
 def test_freeze_leaves_the_frozen_part_and_its_statistics_alone():
     def make():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5, affine=False)), nn.Linear(5, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)))
+        return nn.Sequential(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.BatchNorm1d(5, affine=False)),
+                             nn.Linear(5, 4), nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)))
     learn, model, train = learner(model=make(), valid=None), make(), pairs(4)
     learn.freeze()
     assert [p.requires_grad for p in learn.model.parameters()] == [False] * 6 + [True] * 4
@@ -1044,13 +1137,17 @@ def setting(name, value): return lambda learn: setattr(learn, name, value(learn)
 
 
 @pytest.mark.parametrize("callback, update", [
-    (on(before_batch=setting("xb", lambda learn: learn.xb * 2)), lambda i, model, x, y, opt: F.mse_loss(model(x * 2), y)),
-    (on(before_batch=setting("yb", lambda learn: learn.yb + 1)), lambda i, model, x, y, opt: F.mse_loss(model(x), y + 1)),
+    (on(before_batch=setting("xb", lambda learn: learn.xb * 2)),
+     lambda i, model, x, y, opt: F.mse_loss(model(x * 2), y)),
+    (on(before_batch=setting("yb", lambda learn: learn.yb + 1)),
+     lambda i, model, x, y, opt: F.mse_loss(model(x), y + 1)),
     (on(after_pred=setting("yb", lambda learn: learn.yb + 1)), lambda i, model, x, y, opt: F.mse_loss(model(x), y + 1)),
-    (on(after_pred=setting("pred", lambda learn: learn.pred.sigmoid())), lambda i, model, x, y, opt: F.mse_loss(model(x).sigmoid(), y)),
+    (on(after_pred=setting("pred", lambda learn: learn.pred.sigmoid())),
+     lambda i, model, x, y, opt: F.mse_loss(model(x).sigmoid(), y)),
     (on(after_loss=setting("loss", lambda learn: learn.loss + learn.model[0].weight.square().sum())),
      lambda i, model, x, y, opt: F.mse_loss(model(x), y) + model[0].weight.square().sum()),
-    (on(before_backward=setting("loss", lambda learn: learn.loss * 3)), lambda i, model, x, y, opt: F.mse_loss(model(x), y) * 3),
+    (on(before_backward=setting("loss", lambda learn: learn.loss * 3)),
+     lambda i, model, x, y, opt: F.mse_loss(model(x), y) * 3),
     (on(before_fit=setting("loss_func", lambda learn: F.l1_loss)), lambda i, model, x, y, opt: F.l1_loss(model(x), y))],
     ids=["xb", "yb", "yb in after_pred", "pred", "loss", "loss in before_backward", "loss_func"])
 def test_what_a_callback_writes_is_used(callback, update):
@@ -1062,7 +1159,8 @@ def test_what_a_callback_writes_is_used(callback, update):
 def test_a_callback_changes_the_loader():
     other = pairs(3, seed=7)
     model = trained(lambda i, model, x, y, opt: F.mse_loss(model(x), y), other)
-    for callback in (on(before_train=setting("dl", lambda learn: other)), on(before_fit=setting("dls", lambda learn: SimpleNamespace(train=other, valid=None)))):
+    for callback in (on(before_train=setting("dl", lambda learn: other)),
+                     on(before_fit=setting("dls", lambda learn: SimpleNamespace(train=other, valid=None)))):
         learn = learner(valid=None)
         learn.fit(1, cbs=[callback])
         assert_same(learn.model, model)
@@ -1074,7 +1172,8 @@ def test_a_callback_changes_the_loader():
 @pytest.mark.parametrize("n", [1, 3, 9])
 def test_progress_follows_a_loader_of_another_length(n):
     learn, progress = learner(4, None), []
-    learn.fit(1, cbs=[on(before_train=setting("dl", lambda learn: pairs(n)), before_batch=lambda learn: progress.append(learn.pct_train))])
+    learn.fit(1, cbs=[on(before_train=setting("dl", lambda learn: pairs(n)),
+                         before_batch=lambda learn: progress.append(learn.pct_train))])
     assert progress == pytest.approx([i / n for i in range(n)]) and learn.pct_train == 1 and learn.n_iter == n
 
 
@@ -1108,12 +1207,15 @@ def test_a_callback_changes_model_and_number_of_epochs():
 
 def test_counters():
     seen = []
-    note = lambda learn: seen.append((learn.training, learn.epoch, learn.n_epoch, learn.iter, learn.n_iter, learn.train_iter))
+    note = lambda learn: seen.append((learn.training, learn.epoch, learn.n_epoch, learn.iter, learn.n_iter,
+                                      learn.train_iter))
     progress = []
-    learn = learner(3, 2, cbs=[on(before_batch=lambda learn: (note(learn), progress.append(learn.pct_train)), after_fit=lambda learn: progress.append(learn.pct_train))])
+    learn = learner(3, 2, cbs=[on(before_batch=lambda learn: (note(learn), progress.append(learn.pct_train)),
+                                  after_fit=lambda learn: progress.append(learn.pct_train))])
     learn.fit(2)
-    assert seen == [(True, 0, 2, 0, 3, 0), (True, 0, 2, 1, 3, 1), (True, 0, 2, 2, 3, 2), (False, 0, 2, 0, 2, 3), (False, 0, 2, 1, 2, 3),
-                    (True, 1, 2, 0, 3, 3), (True, 1, 2, 1, 3, 4), (True, 1, 2, 2, 3, 5), (False, 1, 2, 0, 2, 6), (False, 1, 2, 1, 2, 6)]
+    assert seen == [(True, 0, 2, 0, 3, 0), (True, 0, 2, 1, 3, 1), (True, 0, 2, 2, 3, 2), (False, 0, 2, 0, 2, 3),
+                    (False, 0, 2, 1, 2, 3), (True, 1, 2, 0, 3, 3), (True, 1, 2, 1, 3, 4), (True, 1, 2, 2, 3, 5),
+                    (False, 1, 2, 0, 2, 6), (False, 1, 2, 1, 2, 6)]
     assert progress[0] == 0 and progress[-1] == 1
     assert progress == pytest.approx([0, 1 / 6, 2 / 6, 1 / 2, 1 / 2, 1 / 2, 4 / 6, 5 / 6, 1, 1, 1])
     learn.fit(1)
@@ -1123,7 +1225,8 @@ def test_counters():
 @pytest.mark.parametrize("n", [1, 7, 300])  # 300: more than are kept before they are added up
 @pytest.mark.parametrize("read", [True, False])
 def test_smooth_loss_is_a_debiased_average(n, read):
-    "average ← .98 · average + .02 · loss, divided by 1 − .98ⁿ; over all epochs of a fit, validation left out, and afresh in the next."
+    """average ← .98 · average + .02 · loss, divided by 1 − .98ⁿ; over all epochs of a fit, validation left out, and
+    afresh in the next."""
     values, expected, state = [], [], {"n": 0, "average": 0.}
 
     def update(learn):
@@ -1165,7 +1268,8 @@ class TwoInputs(nn.Module):
     def forward(self, x): return self.body(x["a"] + x["b"][0]) if isinstance(x, dict) else self.body(x[0] + x[1])
 
 
-@pytest.mark.parametrize("wrap", [lambda x: (x, x), lambda x: [x, x], lambda x: {"a": x, "b": (x,)}, lambda x: Pair(x, x)], ids=["tuple", "list", "dict", "namedtuple"])
+@pytest.mark.parametrize("wrap", [lambda x: (x, x), lambda x: [x, x], lambda x: {"a": x, "b": (x,)},
+                                  lambda x: Pair(x, x)], ids=["tuple", "list", "dict", "namedtuple"])
 def test_inputs_of_several_tensors(wrap):
     train, valid = ([(wrap(x), y) for x, y in pairs(4, seed=seed)] for seed in (1, 2))
     learn = learner(train, valid, model=TwoInputs(), metrics=[F.l1_loss])
@@ -1182,10 +1286,12 @@ def test_batches_are_moved_to_the_models_device(wrap):
     places = []
 
     def look(learn):
-        places.extend([*(x.device.type for x in (learn.xb if isinstance(learn.xb, tuple) else [learn.xb])), learn.yb.device.type])
+        places.extend([*(x.device.type for x in (learn.xb if isinstance(learn.xb, tuple) else [learn.xb])),
+                       learn.yb.device.type])
         raise CancelBatchException
     batches = [(wrap(x), y) for x, y in pairs(3)]
-    learner(batches, batches, model=(net() if wrap(0) == 0 else TwoInputs()).to("meta"), cbs=[on(after_pred=look)]).fit(1)
+    learner(batches, batches, model=(net() if wrap(0) == 0 else TwoInputs()).to("meta"),
+            cbs=[on(after_pred=look)]).fit(1)
     assert places == ["meta"] * len(places) and len(places) == 6 * (2 if wrap(0) == 0 else 3)
 
 
@@ -1207,7 +1313,8 @@ def test_show_loop_prints_the_order_that_happens(capsys):
     assert not trace.seen
 
 
-READS = ["item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "__array__", "__contains__", "nonzero", "equal", "allclose"]
+READS = ["item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "__array__", "__contains__",
+         "nonzero", "equal", "allclose"]
 
 
 def test_nothing_is_read_batch_by_batch(monkeypatch):
@@ -1283,7 +1390,8 @@ def test_what_is_refused_leaves_the_optimizer_as_it_was():
     learn = learner()
     learn.fit(1)
     opt = learn.opt
-    for bad in (lambda: learn.fit(1, cbs=[Callback, Callback()], reset_opt=True), lambda: learn.fit(0, reset_opt=True), lambda: learn.fit(1, cbs=3, reset_opt=True)):
+    for bad in (lambda: learn.fit(1, cbs=[Callback, Callback()], reset_opt=True), lambda: learn.fit(0, reset_opt=True),
+                lambda: learn.fit(1, cbs=3, reset_opt=True)):
         with pytest.raises(ValueError): bad()
         assert learn.opt is opt
     learn.dls.train = []
@@ -1302,7 +1410,8 @@ def test_ctrl_c_at_any_line_where_callbacks_are_taken_in_locks_no_learner():
     for at in range(1, attempt(0) + 1): attempt(at)
 
 
-@pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3), "y": torch.ones(2, 1)}, torch.ones(2, 3), {"a", "b"}, "xy", [torch.ones(2, 3)], (torch.ones(2, 3),) * 3])
+@pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3), "y": torch.ones(2, 1)}, torch.ones(2, 3), {"a", "b"}, "xy",
+                                   [torch.ones(2, 3)], (torch.ones(2, 3),) * 3])
 def test_only_a_pair_is_a_batch(batch):
     with pytest.raises(ValueError, match="pairs"): learner([batch], None).fit(1)
 
@@ -1323,10 +1432,12 @@ def test_a_loss_that_is_not_finite_costs_one_look_at_the_data_and_leaves_its_ord
             return super().__iter__()
     x, y = (torch.cat(parts) for parts in zip(*pairs(4)))
     generator = torch.Generator().manual_seed(1)
-    learn = learner(Counted(torch.utils.data.TensorDataset(x, y), 4, shuffle=True, generator=generator), None, loss_func=lambda pred, y: F.mse_loss(pred, y) * math.inf)
+    learn = learner(Counted(torch.utils.data.TensorDataset(x, y), 4, shuffle=True, generator=generator), None,
+                    loss_func=lambda pred, y: F.mse_loss(pred, y) * math.inf)
     learn.fit(3)
     assert learn.dls.train.n == 4
-    expected = Counted(torch.utils.data.TensorDataset(x, y), 4, shuffle=True, generator=torch.Generator().manual_seed(1))
+    expected = Counted(torch.utils.data.TensorDataset(x, y), 4, shuffle=True,
+                       generator=torch.Generator().manual_seed(1))
     for _ in range(3): list(expected)
     assert torch.equal(generator.get_state(), expected.generator.get_state())
 
@@ -1339,7 +1450,8 @@ def never(self, learn): yield
 
 @pytest.mark.parametrize("method", [late, never])
 def test_what_would_never_run_is_no_callbacks_method(method):
-    with pytest.raises(ValueError, match="Mine.after_batch.*plain function"): type("Mine", (Callback,), {"after_batch": method})
+    with pytest.raises(ValueError, match="Mine.after_batch.*plain function"):
+        type("Mine", (Callback,), {"after_batch": method})
 
 
 @pytest.mark.parametrize("number", [float, np.float32, np.float64, torch.tensor])

@@ -78,7 +78,8 @@ def from_the_page(control, value): control.set_state({"value": value})
 
 def test_a_late_answer_of_a_slider_is_no_move():
     calls = []
-    explorer = explore(lambda lr, rate: calls.append((lr, rate)) or {"lr": lr, "rate": rate}, lr=widgets.FloatSlider(.5, min=0, max=2, step=.1),
+    explorer = explore(lambda lr, rate: calls.append((lr, rate)) or {"lr": lr, "rate": rate},
+                       lr=widgets.FloatSlider(.5, min=0, max=2, step=.1),
                        rate=widgets.FloatLogSlider(.09, base=10, min=-3, max=1, step=.05))
     explorer.controls["lr"].value = .12
     explorer.set(lr=.57)
@@ -145,7 +146,8 @@ def test_words_that_fail_leave_the_picture():
     assert "&lt;b&gt;" in explorer._line.value
     picture = bytes(live.image.value)
     explorer.controls["n"].value = 3
-    assert isinstance(explorer.error, ZeroDivisionError) and bytes(live.image.value) == picture and explorer.state == {"n": 1}
+    assert (isinstance(explorer.error, ZeroDivisionError) and bytes(live.image.value) == picture
+            and explorer.state == {"n": 1})
 
 
 def test_a_run_that_is_overtaken_is_closed():
@@ -183,7 +185,8 @@ def test_several_controls_move_as_one():
 
 def test_controls_as_interact_reads_them():
     explorer = explore(lambda **values: dict(values), number=(0., 1., .1), whole=(0, 5), choice=["a", "b"], flag=True)
-    assert [type(c) for c in explorer.controls.values()] == [widgets.FloatSlider, widgets.IntSlider, widgets.Dropdown, widgets.Checkbox]
+    assert [type(c) for c in explorer.controls.values()] == [widgets.FloatSlider, widgets.IntSlider, widgets.Dropdown,
+                                                             widgets.Checkbox]
     with pytest.raises(ValueError, match="Control 'wrong'"): explore(lambda wrong: {}, wrong=object())
 
 

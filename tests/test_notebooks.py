@@ -44,7 +44,8 @@ def test_no_machine_in_it(nb, path):
 
 
 def test_ran_on_mnist(nb):
-    said = [output.text for _, output in outputs(nb) if output.output_type == "stream" and "course_data:" in output.text]
+    said = [output.text for _, output in outputs(nb)
+            if output.output_type == "stream" and "course_data:" in output.text]
     uses_data = any("= course_data" in cell.source for cell in code(nb))
     assert all("course_data: mnist" in text for text in said) and bool(said) == uses_data
 
@@ -65,7 +66,8 @@ def test_head_and_tail(nb, path):
     head = nb.cells[0].source
     assert re.match(r"# \w\w · .+\n\n> .+", head) and f"{BADGE}" in head and f"/blob/main/nbs/{path.name})" in head
     assert re.search(r"Time to read: \d+ minutes\. Time to run: [1-9]\d* seconds", head)
-    assert int(re.search(r"Time to run: (\d+)", head)[1]) < (45 if path.name.startswith("11") else 30)  # which tunes a dozen nets
+    # which tunes a dozen nets
+    assert int(re.search(r"Time to run: (\d+)", head)[1]) < (45 if path.name.startswith("11") else 30)
     headings = re.findall(r"^## (.+)$", text(nb), re.MULTILINE)
     assert headings[-3:] == SECTIONS
     before_the_summary = text(nb)[:text(nb).index("## Summary")]

@@ -1,4 +1,5 @@
-"""The optimizers against torch.optim and against their papers' rules: alone, N models at once, on one buffer, compiled; and the explorers."""
+"""The optimizers against torch.optim and against their papers' rules: alone, N models at once, on one buffer, compiled;
+and the explorers."""
 import copy
 import functools
 import inspect
@@ -15,10 +16,12 @@ from torch import nn
 
 import course_lib.adam
 import course_lib.momentum
-from course_lib.adam import LAMB, LANDSCAPES, Adam, AdamW, Lion, Muon, adam_step, best_rates, flatten_parameters, race_explorer
+from course_lib.adam import (LAMB, LANDSCAPES, Adam, AdamW, Lion, Muon, adam_step, best_rates, flatten_parameters,
+                             race_explorer)
 from course_lib.data import default_device
-from course_lib.momentum import (SGD, average_explorer, average_grad, average_grad_dampened, best_momentum, momentum_explorer, momentum_factor,
-                                 momentum_step, moving_average, nesterov_step, noisy_series)
+from course_lib.momentum import (SGD, average_explorer, average_grad, average_grad_dampened, best_momentum,
+                                 momentum_explorer, momentum_factor, momentum_step, moving_average, nesterov_step,
+                                 noisy_series)
 from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step, rms_prop_step_eps_inside, rmsprop_explorer
 from course_lib.sgd import Optimizer
 
@@ -28,11 +31,14 @@ KINDS = {
     "momentum": (SGD, torch.optim.SGD, {"lr": .02, "momentum": .9}, {"beta": .5}, {"momentum": .5}),
     "nesterov": (SGD, torch.optim.SGD, {"lr": .02, "momentum": .8, "nesterov": True}, {"beta": .5}, {"momentum": .5}),
     "RMSProp": (RMSProp, torch.optim.RMSprop, {"lr": .01}, {"sqr_beta": .8, "eps": 1e-3}, {"alpha": .8, "eps": 1e-3}),
-    "RMSProp, other": (RMSProp, torch.optim.RMSprop, {"lr": .02, "alpha": .9, "eps": .1}, {"sqr_beta": .5}, {"alpha": .5}),
+    "RMSProp, other": (RMSProp, torch.optim.RMSprop, {"lr": .02, "alpha": .9, "eps": .1}, {"sqr_beta": .5},
+                       {"alpha": .5}),
     "Adam": (Adam, torch.optim.Adam, {"lr": .01}, {"beta": .5, "sqr_beta": .9}, {"betas": (.5, .9)}),
-    "Adam, other": (Adam, torch.optim.Adam, {"lr": .02, "betas": (.7, .95), "eps": .1}, {"sqr_beta": .9, "eps": 1e-3}, {"betas": (.7, .9), "eps": 1e-3}),
+    "Adam, other": (Adam, torch.optim.Adam, {"lr": .02, "betas": (.7, .95), "eps": .1}, {"sqr_beta": .9, "eps": 1e-3},
+                    {"betas": (.7, .9), "eps": 1e-3}),
     "AdamW": (AdamW, torch.optim.AdamW, {"lr": .01}, {"beta": .5, "sqr_beta": .9}, {"betas": (.5, .9)}),
-    "AdamW, other": (AdamW, torch.optim.AdamW, {"lr": .02, "betas": (0., .95), "eps": 1e-3}, {"beta": .9}, {"betas": (.9, .95)})}
+    "AdamW, other": (AdamW, torch.optim.AdamW, {"lr": .02, "betas": (0., .95), "eps": 1e-3}, {"beta": .9},
+                     {"betas": (.9, .95)})}
 PLACES = list(dict.fromkeys([("cpu", torch.float64), ("cpu", torch.float32), (default_device().type, torch.float32)]))
 every_kind = pytest.mark.parametrize("kind", KINDS)
 everywhere = pytest.mark.parametrize("device, dtype", PLACES)
@@ -41,7 +47,8 @@ decayed_or_not = pytest.mark.parametrize("weight_decay", [0, .1])
 
 @pytest.fixture(autouse=True)
 def small_work():
-    "In nets this small a second thread costs ten times what it brings; and two nets shall compute the same, on a GPU too."
+    """In nets this small a second thread costs ten times what it brings; and two nets shall compute the same, on a GPU
+    too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False): yield
@@ -49,11 +56,13 @@ def small_work():
 
 
 def net(dtype=torch.float64, device="cpu"):
-    "Parameters of every kind: a convolution's (channels_last), matrices, vectors, a scalar, empty ones; `late` and `never` as `backward` says."
+    """Parameters of every kind: a convolution's (channels_last), matrices, vectors, a scalar, empty ones; `late` and
+    `never` as `backward` says."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 1))
-    for name, value in {"scalar": torch.tensor(1.5), "late": torch.randn(3), "never": torch.randn(2), "empty": torch.zeros(0),
-                        "no_rows": torch.zeros(0, 3)}.items(): model.register_parameter(name, nn.Parameter(value))
+    for name, value in {"scalar": torch.tensor(1.5), "late": torch.randn(3), "never": torch.randn(2),
+                        "empty": torch.zeros(0), "no_rows": torch.zeros(0, 3)}.items():
+        model.register_parameter(name, nn.Parameter(value))
     return model.to(device, dtype, memory_format=torch.channels_last)
 
 
@@ -100,7 +109,8 @@ def test_equals_torch(kind, weight_decay, device, dtype):
     assert abs(models[0].scalar.item() - 1.5) > 1e-3 and torch.equal(models[0].never.cpu(), net(dtype).never)
 
 
-@pytest.mark.parametrize("ours, theirs", [*dict.fromkeys(kind[:2] for kind in KINDS.values()), (Muon, torch.optim.Muon)])
+@pytest.mark.parametrize("ours, theirs",
+                         [*dict.fromkeys(kind[:2] for kind in KINDS.values()), (Muon, torch.optim.Muon)])
 def test_the_defaults_are_torchs(ours, theirs):
     ours, theirs = inspect.signature(ours).parameters, inspect.signature(theirs).parameters
     for name in ours: assert ours[name].default == theirs[name].default, name
@@ -130,7 +140,8 @@ def test_a_rate_that_is_a_tensor_is_scheduled_as_a_number_is(kind):
     for make, lr in ((ours, torch.tensor(arguments["lr"], dtype=torch.float64)), (theirs, arguments["lr"])):
         model = net()
         optimizer = make(model.parameters(), **{**arguments, "lr": lr, "weight_decay": .1})
-        models.append(train(model, optimizer, range(30), torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=7)))
+        models.append(train(model, optimizer, range(30),
+                            torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=7)))
     assert_close(*models, 1e-10)
 
 
@@ -195,7 +206,8 @@ def test_a_new_adam_knows_nothing_of_an_old_one():
 
 # Rules written out in float64, for one layer w and n steps
 
-def slope(w, start, t): return w ** 3 / 4 + w / 2 + .3 + 2 * math.cos(t) * start  # a bowl that is shaken; for NumPy's arrays and torch's tensors
+# a bowl that is shaken; for NumPy's arrays and torch's tensors
+def slope(w, start, t): return w ** 3 / 4 + w / 2 + .3 + 2 * math.cos(t) * start
 
 
 def walk(optimizer, n, slope=slope):
@@ -230,21 +242,25 @@ def lion(start, n, lr, betas, weight_decay=0.):
     return w
 
 
-def by_torch(make): return lambda w, n, **arguments: walk(make([nn.Parameter(torch.tensor(w))], **arguments), n)[0].detach().numpy()
+def by_torch(make):
+    return lambda w, n, **arguments: walk(make([nn.Parameter(torch.tensor(w))], **arguments), n)[0].detach().numpy()
 
 
 MUON = .04  # of a step's length: ours and torch's orthogonalize in bfloat16 (8 bits), but sum up in another order
-RULES = {LAMB: lamb, Lion: lion, Muon: by_torch(torch.optim.Muon), SGD: by_torch(torch.optim.SGD), RMSProp: by_torch(torch.optim.RMSprop),
-         Adam: by_torch(torch.optim.Adam), AdamW: by_torch(torch.optim.AdamW)}
+RULES = {LAMB: lamb, Lion: lion, Muon: by_torch(torch.optim.Muon), SGD: by_torch(torch.optim.SGD),
+         RMSProp: by_torch(torch.optim.RMSprop), Adam: by_torch(torch.optim.Adam), AdamW: by_torch(torch.optim.AdamW)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("make, arguments", [(LAMB, {"lr": .02, "betas": (.8, .95)}), (LAMB, {"lr": .02, "betas": (.9, .999), "eps": .1, "weight_decay": .3}),
-                                             (Lion, {"lr": .01, "betas": (.9, .99)}), (Lion, {"lr": .01, "betas": (.5, .8), "weight_decay": .3})])
+@pytest.mark.parametrize("make, arguments", [(LAMB, {"lr": .02, "betas": (.8, .95)}),
+                                             (LAMB, {"lr": .02, "betas": (.9, .999), "eps": .1, "weight_decay": .3}),
+                                             (Lion, {"lr": .01, "betas": (.9, .99)}),
+                                             (Lion, {"lr": .01, "betas": (.5, .8), "weight_decay": .3})])
 def test_equals_the_papers_rule(make, arguments, dtype):
     torch.manual_seed(0)
     starts = [torch.randn(shape, dtype=dtype) for shape in ((4, 3), (5,), (), (2, 3, 2, 2))]
-    starts += [torch.zeros(3, dtype=dtype), torch.randn(3, 4, 2, 2, dtype=dtype).to(memory_format=torch.channels_last)]  # at zero the ratio is 1
+    # at zero the ratio is 1
+    starts += [torch.zeros(3, dtype=dtype), torch.randn(3, 4, 2, 2, dtype=dtype).to(memory_format=torch.channels_last)]
     for start, end in zip(starts, walk(make([nn.Parameter(start.clone()) for start in starts], **arguments), 100)):
         torch.testing.assert_close(end, torch.tensor(RULES[make](start.double().numpy(), 100, **arguments)).to(dtype),
                                    atol=rounding(dtype), rtol=rounding(dtype))
@@ -262,7 +278,8 @@ def test_lamb_stands_still_where_update_and_gradient_are_zero():
 def test_muon_equals_torchs(arguments, dtype):
     torch.manual_seed(0)
     starts, n = [torch.randn(shape, dtype=dtype) for shape in ((4, 3), (3, 8), (6, 6), (1, 5), (5, 1))], 20
-    ours, theirs = (walk(make([nn.Parameter(start.clone()) for start in starts], **arguments), n) for make in (Muon, torch.optim.Muon))
+    ours, theirs = (walk(make([nn.Parameter(start.clone()) for start in starts], **arguments), n)
+                    for make in (Muon, torch.optim.Muon))
     for start, a, b in zip(starts, ours, theirs):
         lr = arguments.get("lr", 1e-3)
         torch.testing.assert_close(a, b, atol=MUON * n * lr, rtol=0)
@@ -271,8 +288,9 @@ def test_muon_equals_torchs(arguments, dtype):
 
 def test_muons_decay_equals_torchs_where_nothing_is_rounded_to_bfloat16():
     "Where the gradient is zero there is only the decay."
-    ours, theirs = (walk(make([nn.Parameter(torch.ones(3, 4).double())], lr=.02, weight_decay=.5), 20, lambda w, start, t: 0 * w)[0]
-                    for make in (Muon, torch.optim.Muon))
+    ours, theirs = (
+        walk(make([nn.Parameter(torch.ones(3, 4).double())], lr=.02, weight_decay=.5), 20, lambda w, start, t: 0 * w)[0]
+        for make in (Muon, torch.optim.Muon))
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
@@ -283,14 +301,16 @@ def test_muon_steps_nothing_but_matrices(shape):
     with pytest.raises(ValueError, match=rf"Muon.*matrices.*{re.escape(str(list(shape)))}"): Muon([p]).step()
 
 
-# N models, each with its own values: kind -> factory, arguments that are the same for all, arguments that differ: low, high
+# N models, each with its own values: kind -> factory, arguments that are the same for all,
+# arguments that differ: low, high
 
 SPREAD = {
     "momentum": (SGD, {}, {"lr": (.01, .05), "momentum": (0, .9), "weight_decay": (0, .2)}),
     "nesterov": (SGD, {"nesterov": True}, {"lr": (.01, .05), "momentum": (.1, .9), "weight_decay": (0, .2)}),
     "RMSProp": (RMSProp, {}, {"lr": (.001, .02), "alpha": (.5, .999), "eps": (1e-8, .1), "weight_decay": (0, .2)}),
     "Adam": (Adam, {}, {"lr": (.001, .02), "betas": ((0, .9), (.5, .999)), "eps": (1e-8, .1), "weight_decay": (0, .2)}),
-    "AdamW": (AdamW, {}, {"lr": (.001, .02), "betas": ((.1, .9), (.5, .999)), "eps": (1e-8, .1), "weight_decay": (0, .5)}),
+    "AdamW":
+    (AdamW, {}, {"lr": (.001, .02), "betas": ((.1, .9), (.5, .999)), "eps": (1e-8, .1), "weight_decay": (0, .5)}),
     "LAMB": (LAMB, {}, {"lr": (.001, .02), "betas": ((0, .9), (.5, .999)), "eps": (1e-8, .1), "weight_decay": (0, .5)}),
     "Lion": (Lion, {}, {"lr": (.001, .02), "betas": ((0, .9), (.5, .999)), "weight_decay": (0, .5)}),
     "Muon": (Muon, {}, {"lr": (.001, .02), "momentum": (0, .95), "weight_decay": (0, .5)})}
@@ -302,11 +322,12 @@ def spread(between, n, dtype):
     return torch.linspace(*between, n, dtype=dtype)[torch.randperm(n)]
 
 
-def of_model(values, i): return tuple(of_model(each, i) for each in values) if isinstance(values, tuple) else values[i].item()
+def of_model(values, i):
+    return tuple(of_model(each, i) for each in values) if isinstance(values, tuple) else values[i].item()
 
 
-@pytest.mark.parametrize("dtype, hyper_dtype", [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.float64, torch.float32),
-                                                (torch.float32, torch.float64)])
+@pytest.mark.parametrize("dtype, hyper_dtype", [(torch.float64, torch.float64), (torch.float32, torch.float32),
+                                                (torch.float64, torch.float32), (torch.float32, torch.float64)])
 @pytest.mark.parametrize("kind", SPREAD)
 def test_n_models_at_once_equal_each_alone(kind, dtype, hyper_dtype):
     torch.manual_seed(0)
@@ -318,7 +339,8 @@ def test_n_models_at_once_equal_each_alone(kind, dtype, hyper_dtype):
     tolerance = MUON * 30 * .02 if make is Muon else 1e-10 if dtype == hyper_dtype == torch.float64 else 1e-5
     for start, end in zip(starts, together):
         for i in range(n):
-            alone = RULES[make](start[i].double().numpy(), 30, **same, **{name: of_model(values, i) for name, values in hypers.items()})
+            alone = RULES[make](start[i].double().numpy(), 30, **same,
+                                **{name: of_model(values, i) for name, values in hypers.items()})
             torch.testing.assert_close(end[i].detach().double(), torch.tensor(alone), atol=tolerance, rtol=tolerance)
 
 
@@ -333,8 +355,10 @@ def test_muon_of_n_models_that_differ_in_one_thing(name):
 
 # One buffer
 
-ZEROING = {"optimizer": lambda model, optimizer: optimizer.zero_grad(), "optimizer, filled": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
-           "model": lambda model, optimizer: model.zero_grad(), "model, filled": lambda model, optimizer: model.zero_grad(set_to_none=False)}
+ZEROING = {"optimizer": lambda model, optimizer: optimizer.zero_grad(),
+           "optimizer, filled": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+           "model": lambda model, optimizer: model.zero_grad(),
+           "model, filled": lambda model, optimizer: model.zero_grad(set_to_none=False)}
 FLAT = {"SGD": (SGD, torch.optim.SGD, {"lr": .05}), "momentum": (SGD, torch.optim.SGD, {"lr": .02, "momentum": .9}),
         "RMSProp": (RMSProp, torch.optim.RMSprop, {"lr": .01}), "Adam": (Adam, torch.optim.Adam, {"lr": .01}),
         "torch's Adam": (torch.optim.Adam, torch.optim.Adam, {"lr": .01})}
@@ -358,7 +382,8 @@ def test_one_buffer_of_which_all_are_views():
     model, before, ungraded = net(), net(), net()
     for one in (model, before): backward(one, 0)
     flat = flatten_parameters(model.parameters())
-    assert isinstance(flat, nn.Parameter) and flat.is_leaf and flat.requires_grad and flat.shape == (sum(p.numel() for p in before.parameters()),)
+    assert (isinstance(flat, nn.Parameter) and flat.is_leaf and flat.requires_grad
+            and flat.shape == (sum(p.numel() for p in before.parameters()),))
     at = 0
     for p, q in zip(model.parameters(), before.parameters()):  # values and gradients are kept
         assert torch.equal(p, q) and torch.equal(p.grad, torch.zeros_like(q) if q.grad is None else q.grad)
@@ -407,7 +432,8 @@ def test_clipping_the_buffer_or_its_parts(whole, zeroing):
         norms.append(torch.nn.utils.clip_grad_norm_([flat] if whole else model.parameters(), .02).item())
         optimizer.step()
         ZEROING[zeroing](model, optimizer)
-    assert_close(model, apart(torch.optim.SGD, {"lr": .05, "momentum": .9}, 20, lambda params: torch.nn.utils.clip_grad_norm_(params, .02)), 1e-12)
+    assert_close(model, apart(torch.optim.SGD, {"lr": .05, "momentum": .9}, 20,
+                              lambda params: torch.nn.utils.clip_grad_norm_(params, .02)), 1e-12)
     assert min(norms) > .02
 
 
@@ -458,13 +484,16 @@ def frozen(): return nn.Parameter(torch.zeros(2), requires_grad=False)
 
 
 @pytest.mark.parametrize("params, message", [
-    (lambda: [], "no parameters"), (lambda: iter([]), "no parameters"), (lambda: [frozen()], "frozen"), (lambda: [*weights(), frozen()], "frozen"),
-    (lambda: [*weights(), nn.Parameter(torch.zeros(2).double())], "one dtype.*float32.*float64"), (lambda: weights() * 2, "twice")])
+    (lambda: [], "no parameters"), (lambda: iter([]), "no parameters"), (lambda: [frozen()], "frozen"),
+    (lambda: [*weights(), frozen()], "frozen"),
+    (lambda: [*weights(), nn.Parameter(torch.zeros(2).double())], "one dtype.*float32.*float64"),
+    (lambda: weights() * 2, "twice")])
 def test_what_fits_no_buffer_is_refused(params, message):
     with pytest.raises(ValueError, match=message): flatten_parameters(params())
 
 
-@pytest.mark.parametrize("move", [lambda model: model.double(), lambda model: model.half(), lambda model: flatten_parameters(model.parameters()),
+@pytest.mark.parametrize("move", [lambda model: model.double(), lambda model: model.half(),
+                                  lambda model: flatten_parameters(model.parameters()),
                                   lambda model: setattr(model[0].weight, "data", torch.zeros(2, 3))])
 def test_a_model_that_left_its_buffer_is_noticed(move):
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
@@ -490,9 +519,11 @@ def test_a_part_that_is_frozen_later_is_noticed():
 
 # Compiled
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler"))])
+@pytest.mark.parametrize("backend", [
+    "eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler"))])
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("make, reference, arguments", [(Adam, torch.optim.Adam, {"weight_decay": .1}), (SGD, torch.optim.SGD, {"momentum": .9})])
+@pytest.mark.parametrize("make, reference, arguments",
+                         [(Adam, torch.optim.Adam, {"weight_decay": .1}), (SGD, torch.optim.SGD, {"momentum": .9})])
 def test_compiled_step_equals_torchs_and_is_compiled_once(make, reference, arguments, flat, backend):
     "Also where gradients are kept and filled with zeros: the compiler must not take a gradient for the state."
     graphs, counts = [], []
@@ -548,19 +579,25 @@ NAMES = {SGD: "lr momentum weight_decay", RMSProp: "lr alpha eps weight_decay",
 BELOW_1 = "momentum", "alpha", "betas[0]", "betas[1]"
 
 
-def with_value(name, value): return {"betas": (value, .9) if name == "betas[0]" else (.9, value)} if "[" in name else {name: value}
+def with_value(name, value):
+    return {"betas": (value, .9) if name == "betas[0]" else (.9, value)} if "[" in name else {name: value}
 
 
 @pytest.mark.parametrize("make, name", [(make, name) for make in FACTORIES for name in NAMES[make].split()])
 def test_a_wrong_value_is_named_with_its_range(make, name):
     expected = "finite and at least 0" + " and below 1" * (name in BELOW_1)
-    for value in (-.1, math.nan, math.inf, -math.inf, torch.tensor([.1, math.nan, .1]), torch.tensor(-1.), *([1., 1] if name in BELOW_1 else [])):
-        with pytest.raises(ValueError, match=rf"^{re.escape(name)} must be {expected}, not "): make(weights(), **with_value(name, value))
+    for value in (-.1, math.nan, math.inf, -math.inf, torch.tensor([.1, math.nan, .1]), torch.tensor(-1.),
+                  *([1., 1] if name in BELOW_1 else [])):
+        with pytest.raises(ValueError, match=rf"^{re.escape(name)} must be {expected}, not "):
+            make(weights(), **with_value(name, value))
     for value in ("0.1", None, True, False, 1j, [.1]):
-        with pytest.raises(ValueError, match=rf"^{re.escape(name)} must be a number \({expected}\)"): make(weights(), **with_value(name, value))
+        with pytest.raises(ValueError, match=rf"^{re.escape(name)} must be a number \({expected}\)"):
+            make(weights(), **with_value(name, value))
     for value in (torch.tensor([.1, .2]), torch.tensor([[.1] * 3] * 2), torch.tensor([0, 0, 0])):
-        with pytest.raises(ValueError, match="2 values.*first axis of 2|one axis"): make(weights(), **with_value(name, value))
-    for value in (0, 0., .5, np.float32(.5), torch.tensor(.5), torch.tensor([.1, .2, .3])): make(weights(), **with_value(name, value))
+        with pytest.raises(ValueError, match="2 values.*first axis of 2|one axis"):
+            make(weights(), **with_value(name, value))
+    for value in (0, 0., .5, np.float32(.5), torch.tensor(.5), torch.tensor([.1, .2, .3])):
+        make(weights(), **with_value(name, value))
 
 
 @pytest.mark.parametrize("make", FACTORIES)
@@ -584,12 +621,16 @@ def test_betas_that_are_no_pair(make, betas):
     (lambda: SGD(weights(), nesterov=True), ValueError, "momentum above 0"),
     (lambda: SGD(weights(), momentum=0., nesterov=True), ValueError, "momentum above 0"),
     (lambda: SGD([{"params": weights(), "beta": .9}]), ValueError, "Unknown hyperparameter 'beta'"),
-    (lambda: Adam([{"params": weights(), "betas": (.9, .9)}]), ValueError, "Unknown hyperparameter 'betas'.*did you mean 'beta'"),
-    (lambda: Adam([{"params": weights(), "sqr_beta": 1.}]), ValueError, "sqr_beta must be finite and at least 0 and below 1, not 1.0"),
+    (lambda: Adam([{"params": weights(), "betas": (.9, .9)}]), ValueError,
+     "Unknown hyperparameter 'betas'.*did you mean 'beta'"),
+    (lambda: Adam([{"params": weights(), "sqr_beta": 1.}]), ValueError,
+     "sqr_beta must be finite and at least 0 and below 1, not 1.0"),
     (lambda: Adam(weights(), momentum=.9), TypeError, "momentum"), (lambda: Adam(weights()[0]), TypeError, "iterable"),
     (lambda: Optimizer(weights(), [average_grad, momentum_step]), ValueError, "Missing hyperparameter 'lr'"),
-    (lambda: Optimizer(weights(), [average_grad, momentum_step], lr=.1, momentum=.9), ValueError, "Unknown hyperparameter 'momentum'"),
-    (lambda: Optimizer(weights(), [average_sqr_grad, adam_step], lr=.1), ValueError, "sqr_beta: the steppers have different defaults, 0.99 and 0.999")])
+    (lambda: Optimizer(weights(), [average_grad, momentum_step], lr=.1, momentum=.9), ValueError,
+     "Unknown hyperparameter 'momentum'"),
+    (lambda: Optimizer(weights(), [average_sqr_grad, adam_step], lr=.1), ValueError,
+     "sqr_beta: the steppers have different defaults, 0.99 and 0.999")])
 def test_bad_calls_are_refused(call, error, message):
     with pytest.raises(error, match=message): call()
 
@@ -599,7 +640,8 @@ def test_bad_calls_are_refused(call, error, message):
 def test_a_dampened_average_is_the_sum_at_another_rate():
     start = torch.linspace(-1, 1, 7, dtype=torch.float64)
     for beta in (.5, .9):
-        [dampened] = walk(Optimizer([nn.Parameter(start.clone())], [average_grad_dampened, momentum_step], lr=.02 / (1 - beta), beta=beta), 50)
+        [dampened] = walk(Optimizer([nn.Parameter(start.clone())], [average_grad_dampened, momentum_step],
+                                    lr=.02 / (1 - beta), beta=beta), 50)
         [theirs] = walk(torch.optim.SGD([nn.Parameter(start.clone())], lr=.02, momentum=beta), 50)
         torch.testing.assert_close(dampened, theirs, atol=1e-12, rtol=0)
 
@@ -612,7 +654,8 @@ def test_nesterov_step_is_torchs():
 
 
 @pytest.mark.parametrize("stepper, length", [(rms_prop_step, lambda g, share, eps: g / (np.sqrt(share) * g + eps)),
-                                             (rms_prop_step_eps_inside, lambda g, share, eps: g / np.sqrt(share * g * g + eps))])
+                                             (rms_prop_step_eps_inside,
+                                              lambda g, share, eps: g / np.sqrt(share * g * g + eps))])
 @pytest.mark.parametrize("eps", [1e-8, .1, 100.])
 def test_eps_outside_and_inside_the_root(stepper, length, eps):
     "For a constant gradient g the average of the squares is (1 − sqr_beta ** t) · g²."
@@ -632,7 +675,8 @@ def test_momentum_factor_is_the_largest_eigenvalue_of_a_step():
         assert momentum_factor(lr, beta, curvature) == pytest.approx(abs(np.linalg.eigvals(matrix)).max(), rel=1e-6)
     lr, beta = best_momentum(1, 20)
     worst = lambda lr, beta: max(momentum_factor(lr, beta, curvature) for curvature in np.linspace(1, 20, 50))
-    assert all(worst(lr, beta) < worst(lr * a, min(beta * b, 1)) for a in (.9, 1, 1.1) for b in (.9, 1, 1.1) if (a, b) != (1, 1))
+    assert all(worst(lr, beta) < worst(lr * a, min(beta * b, 1))
+               for a in (.9, 1, 1.1) for b in (.9, 1, 1.1) if (a, b) != (1, 1))
 
 
 # The explorers
@@ -654,18 +698,23 @@ def test_average_explorer_shows_the_weighted_sum(corrected):
     for beta, noise in ((0, .5), (.9, .5), (.99, 1.), (.6, 0.)):
         state, points = explorer.set(beta=beta, noise=noise, corrected=corrected), noisy_series(120, noise)[1].numpy()
         powers = [beta ** np.arange(t, -1, -1.) for t in range(120)]
-        averages = np.array([(power * points[:len(power)]).sum() * (1 / power.sum() if corrected else 1 - beta) for power in powers])
-        np.testing.assert_allclose(moving_average(torch.tensor(points), beta, corrected), averages, rtol=1e-10, atol=1e-12)
-        expected = {"beta": beta, "noise": noise, "memory": 1 / (1 - beta), "first": averages[0], "error": np.sqrt(((averages - truth) ** 2).mean()),
+        averages = np.array([(power * points[:len(power)]).sum() * (1 / power.sum() if corrected else 1 - beta)
+                             for power in powers])
+        np.testing.assert_allclose(moving_average(torch.tensor(points), beta, corrected), averages, rtol=1e-10,
+                                   atol=1e-12)
+        expected = {"beta": beta, "noise": noise, "memory": 1 / (1 - beta), "first": averages[0],
+                    "error": np.sqrt(((averages - truth) ** 2).mean()),
                     "point_error": np.sqrt(((points - truth) ** 2).mean())}
         assert {name: state[name] for name in expected} == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("steppers, nesterov", [((average_grad, momentum_step), False), ((average_grad, nesterov_step), True)])
+@pytest.mark.parametrize("steppers, nesterov",
+                         [((average_grad, momentum_step), False), ((average_grad, nesterov_step), True)])
 def test_momentum_explorer_shows_torchs_run(steppers, nesterov):
     explorer = momentum_explorer(steppers, n_steps=60)
     for lr, beta, steepness in ((.05, .9, 20), (.01, .5, 50), (.3, .8, 5), (.15, .5, 21), (.5, .3, 10)):
-        state, curvatures = explorer.set(lr=lr, beta=beta, steepness=steepness), torch.tensor([1., steepness], dtype=torch.float64)
+        state, curvatures = (explorer.set(lr=lr, beta=beta, steepness=steepness),
+                             torch.tensor([1., steepness], dtype=torch.float64))
         make = lambda params: torch.optim.SGD(params, lr=lr, momentum=beta, nesterov=nesterov)
         path = torchs_path(make, (-2.5, 1.), lambda point: curvatures * point, 60)
         assert (state["x"], state["y"]) == pytest.approx(tuple(path[-1]), rel=1e-8, abs=1e-12)
@@ -680,11 +729,14 @@ def test_rmsprop_explorer_shows_torchs_run():
     explorer, curvatures = rmsprop_explorer(n_steps=80), torch.tensor([1., 1000.], dtype=torch.float64)
     for lr, alpha, eps in ((.05, .99, 1e-8), (.02, .9, 1e-3), (1., .5, 1e4), (.3, 0, 1.)):
         state = explorer.set(lr=lr, alpha=alpha, eps=eps)
-        path = torchs_path(lambda params: torch.optim.RMSprop(params, lr=lr, alpha=alpha, eps=eps), (-2.5, 1.), lambda point: curvatures * point, 80)
-        sgd = torchs_path(lambda params: torch.optim.SGD(params, lr=2 / 1001), (-2.5, 1.), lambda point: curvatures * point, 80)
+        path = torchs_path(lambda params: torch.optim.RMSprop(params, lr=lr, alpha=alpha, eps=eps), (-2.5, 1.),
+                           lambda point: curvatures * point, 80)
+        sgd = torchs_path(lambda params: torch.optim.SGD(params, lr=2 / 1001), (-2.5, 1.),
+                          lambda point: curvatures * point, 80)
         rates = (path[-2] - path[-1]) / path[-2] / curvatures.numpy()
-        expected = {"x": path[-1, 0], "y": path[-1, 1], "left_along": abs(path[-1, 0]) / 2.5, "left_across": abs(path[-1, 1]), "rate_along": rates[0],
-                    "rate_across": rates[1], "first_step": abs(path[1] - path[0]).max(), "sgd_left": sgd[-1, 0] / -2.5}
+        expected = {"x": path[-1, 0], "y": path[-1, 1], "left_along": abs(path[-1, 0]) / 2.5,
+                    "left_across": abs(path[-1, 1]), "rate_along": rates[0], "rate_across": rates[1],
+                    "first_step": abs(path[1] - path[0]).max(), "sgd_left": sgd[-1, 0] / -2.5}
         assert {name: state[name] for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
@@ -692,23 +744,30 @@ PLAIN = {"beta": .9, "sqr_beta": .99, "eps": 1e-8, "weight_decay": 0}
 THEIRS = {
     "SGD": lambda beta, sqr_beta, eps, **args: lambda params: torch.optim.SGD(params, **args),
     "momentum": lambda beta, sqr_beta, eps, **args: lambda params: torch.optim.SGD(params, momentum=beta, **args),
-    "RMSProp": lambda beta, sqr_beta, eps, **args: lambda params: torch.optim.RMSprop(params, alpha=sqr_beta, eps=eps, **args),
-    "Adam": lambda beta, sqr_beta, eps, **args: lambda params: torch.optim.Adam(params, betas=(beta, sqr_beta), eps=eps, **args),
-    "AdamW": lambda beta, sqr_beta, eps, **args: lambda params: torch.optim.AdamW(params, betas=(beta, sqr_beta), eps=eps, **args)}
+    "RMSProp": lambda beta, sqr_beta, eps, **args: (
+        lambda params: torch.optim.RMSprop(params, alpha=sqr_beta, eps=eps, **args)),
+    "Adam": lambda beta, sqr_beta, eps, **args: (
+        lambda params: torch.optim.Adam(params, betas=(beta, sqr_beta), eps=eps, **args)),
+    "AdamW": lambda beta, sqr_beta, eps, **args: (
+        lambda params: torch.optim.AdamW(params, betas=(beta, sqr_beta), eps=eps, **args))}
 
 
 def test_race_explorer_shows_torchs_runs():
     explorer, points = race_explorer(), torch.randn(100, 2, dtype=torch.float64)
     for name, landscape in LANDSCAPES.items():
-        torch.testing.assert_close(landscape.gradient(points), torch.func.grad(lambda points: landscape.height(points).sum())(points))
+        torch.testing.assert_close(landscape.gradient(points),
+                                   torch.func.grad(lambda points: landscape.height(points).sum())(points))
         for lr, others in ((1., PLAIN), (.3, {"beta": .7, "sqr_beta": .999, "eps": .01, "weight_decay": .5})):
             state, heights = explorer.set(landscape=name, lr=lr, **others), {}
             for contender, make in THEIRS.items():
-                path = torchs_path(make(lr=state[contender]["lr"], **others), landscape.start, landscape.gradient, landscape.n_steps)
-                heights[contender] = float(landscape.height(torch.tensor(path[-1])) - landscape.height(torch.tensor(landscape.lowest).double()))
+                path = torchs_path(make(lr=state[contender]["lr"], **others), landscape.start, landscape.gradient,
+                                   landscape.n_steps)
+                heights[contender] = float(landscape.height(torch.tensor(path[-1]))
+                                           - landscape.height(torch.tensor(landscape.lowest).double()))
                 longest = np.linalg.norm(np.diff(path, axis=0), axis=1).max()
                 expected = {"x": path[-1, 0], "y": path[-1, 1], "height": heights[contender], "longest_step": longest}
-                assert {key: state[contender][key] for key in expected} == pytest.approx(expected, rel=1e-6, abs=1e-9), (name, contender)
+                assert ({key: state[contender][key] for key in expected}
+                        == pytest.approx(expected, rel=1e-6, abs=1e-9)), (name, contender)
             assert heights[state["leader"]] <= min(heights.values()) + 1e-9
 
 
@@ -721,13 +780,15 @@ def test_the_race_is_run_at_the_best_rates(name):
         heights = {}
         for lr in np.logspace(-4.5, .7, 8):
             path = torchs_path(make(lr=lr, **PLAIN), landscape.start, landscape.gradient, landscape.n_steps)
-            if ((path >= (left, bottom)) & (path <= (right, top))).all(): heights[lr] = landscape.height(torch.tensor(path[-1]))
+            if ((path >= (left, bottom)) & (path <= (right, top))).all():
+                heights[lr] = landscape.height(torch.tensor(path[-1]))
         assert best[contender] == pytest.approx(min(heights, key=heights.get))
 
 
 @pytest.mark.parametrize("make, outside", [
     (average_explorer, {"beta": 1., "noise": -.1}), (momentum_explorer, {"beta": 1., "lr": 5., "steepness": 1.}),
-    (rmsprop_explorer, {"alpha": 1., "lr": 1e-9, "eps": 1e9}), (race_explorer, {"beta": -.1, "sqr_beta": 1., "lr": 99., "eps": 0., "weight_decay": 3.})])
+    (rmsprop_explorer, {"alpha": 1., "lr": 1e-9, "eps": 1e9}),
+    (race_explorer, {"beta": -.1, "sqr_beta": 1., "lr": 99., "eps": 0., "weight_decay": 3.})])
 def test_a_value_outside_of_its_slider_is_refused(make, outside):
     explorer = make()
     before = copy.deepcopy(explorer.state)
@@ -746,7 +807,8 @@ def fails_above_a_half(p, grad, state, *, lr, beta=.9, sqr_beta=.9, eps=0.):
 
 @pytest.mark.parametrize("make, move, back", [
     (average_explorer, {"beta": .5}, {"beta": .6}), (race_explorer, {"lr": 2.}, {"lr": .5}),
-    (lambda: momentum_explorer([fails_above_a_half]), {"lr": .7}, {"lr": .4}), (lambda: rmsprop_explorer([fails_above_a_half]), {"lr": .7}, {"lr": .4})])
+    (lambda: momentum_explorer([fails_above_a_half]), {"lr": .7}, {"lr": .4}),
+    (lambda: rmsprop_explorer([fails_above_a_half]), {"lr": .7}, {"lr": .4})])
 def test_a_broken_stepper_shows_and_leaves_the_state(make, move, back, monkeypatch):
     explorer = make()
     before, [(name, value)] = copy.deepcopy(explorer.state), move.items()
@@ -764,4 +826,5 @@ def test_who_flies_out_of_the_race_is_said_to():
     "Whatever happened to the floats on the way, the state has no NaN."
     state = (explorer := race_explorer()).set(landscape="Rosenbrock's valley", lr=20., beta=.99)
     assert state["momentum"]["height"] == math.inf and "momentum flew out" in explorer.words(state)
-    assert not any(math.isnan(value) for name in ("SGD", "momentum", "RMSProp", "Adam", "AdamW") for value in state[name].values())
+    assert not any(math.isnan(value) for name in ("SGD", "momentum", "RMSProp", "Adam", "AdamW")
+                   for value in state[name].values())

@@ -1,4 +1,5 @@
-"""Photos against references: torchvision's data sets, PIL's pixels, torchvision's crops; downloads, files and disks that are not what they should be."""
+"""Photos against references: torchvision's data sets, PIL's pixels, torchvision's crops; downloads, files and disks
+that are not what they should be."""
 import hashlib
 import io
 import shutil
@@ -19,8 +20,8 @@ from torchvision.transforms import functional as pictures
 
 from course_lib import SGD, Learner, accuracy, photos
 from course_lib.data import DamagedFileError, DataError, DownloadError
-from course_lib.photos import (IMAGENET_MEAN, IMAGENET_STD, CenterCrop, RandomResizedCrop, decoded, denormalise, imagenette, pets,
-                                 resized_crops)
+from course_lib.photos import (IMAGENET_MEAN, IMAGENET_STD, CenterCrop, RandomResizedCrop, decoded, denormalise,
+                               imagenette, pets, resized_crops)
 from tiny import every_device
 
 BREEDS = ["Abyssinian", "american_bulldog", "Bengal"]
@@ -59,9 +60,11 @@ def archives():
         label, split = i % 3, "trainval" if i < 18 else "test"
         images[f"images/{BREEDS[label]}_{i}.jpg"] = jpeg(i)
         lists[split].append(f"{BREEDS[label]}_{i} {label + 1} 1 1\n")
-    classes = {f"imagenette2-160/{'train' if i < 18 else 'val'}/{WNIDS[i % 2]}/{WNIDS[i % 2]}_{i}.JPEG": jpeg(100 + i) for i in range(24)}
+    classes = {f"imagenette2-160/{'train' if i < 18 else 'val'}/{WNIDS[i % 2]}/{WNIDS[i % 2]}_{i}.JPEG": jpeg(100 + i)
+               for i in range(24)}
     annotations = {f"annotations/{split}.txt": "".join(lines).encode() for split, lines in lists.items()}
-    return {"images.tar.gz": archive(images), "annotations.tar.gz": archive(annotations), "imagenette2-160.tgz": archive(classes)}
+    return {"images.tar.gz": archive(images), "annotations.tar.gz": archive(annotations),
+            "imagenette2-160.tgz": archive(classes)}
 
 
 @pytest.fixture
@@ -91,7 +94,8 @@ def opened(monkeypatch):
 def name(request): return request.param
 
 
-def files_under(folder, pattern="*"): return sorted(str(p.relative_to(folder)) for p in folder.rglob(pattern) if p.is_file())
+def files_under(folder, pattern="*"):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob(pattern) if p.is_file())
 
 
 def torchvisions(name, root):
@@ -106,13 +110,18 @@ def key(image): return np.asarray(image).tobytes()
 def test_images_and_targets_are_torchvisions(server, tmp_path, name):
     dls = MAKERS[name](tmp_path, **SMALL)
     whole = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(24), transforms.PILToTensor()])
-    pairs = [sorted((key(whole(image.convert("RGB"))), target) for image, target in part) for part in torchvisions(name, tmp_path)]
-    ours = [sorted((key(x), y.item()) for loader in loaders for x, y in zip(loader.x, loader.y)) for loaders in ((dls.train, dls.valid), (dls.test,))]
+    pairs = [sorted((key(whole(image.convert("RGB"))), target) for image, target in part)
+             for part in torchvisions(name, tmp_path)]
+    ours = [sorted((key(x), y.item()) for loader in loaders for x, y in zip(loader.x, loader.y))
+            for loaders in ((dls.train, dls.valid), (dls.test,))]
     assert ours == pairs
-    assert [len(loader.x) for loader in (dls.train, dls.valid, dls.test)] == [15, 3, 6] and dls.train.x.dtype == torch.uint8
-    assert dls.name == name and dls.classes == (["Abyssinian", "American Bulldog", "Bengal"] if name == "pets" else ["tench", "English springer"])
+    assert ([len(loader.x) for loader in (dls.train, dls.valid, dls.test)] == [15, 3, 6]
+            and dls.train.x.dtype == torch.uint8)
+    assert dls.name == name and dls.classes == (["Abyssinian", "American Bulldog", "Bengal"] if name == "pets"
+                                                else ["tench", "English springer"])
     for xb, yb in (next(iter(loader)) for loader in (dls.train, dls.valid, dls.test)):
-        assert xb.shape[1:] == (3, 16, 16) and xb.dtype == torch.float32 and yb.dtype == torch.int64 and len(xb) == len(yb)
+        assert (xb.shape[1:] == (3, 16, 16) and xb.dtype == torch.float32 and yb.dtype == torch.int64
+                and len(xb) == len(yb))
 
 
 def test_a_decoded_photo_is_pils(tmp_path):
@@ -123,19 +132,22 @@ def test_a_decoded_photo_is_pils(tmp_path):
     assert wide > high
     image = image.resize((24 * wide // high, 24), Image.BILINEAR)
     left = round((image.width - 24) / 2)
-    assert key(decoded([path], tmp_path, 24)[0].permute(1, 2, 0).contiguous()) == key(image.crop((left, 0, left + 24, 24)))
+    assert key(decoded([path], tmp_path, 24)[0].permute(1, 2, 0).contiguous()) == key(
+        image.crop((left, 0, left + 24, 24)))
 
 
 def test_nothing_is_decoded_or_fetched_twice(server, tmp_path, name, opened, capsys):
     dls = MAKERS[name](tmp_path, **SMALL)
     assert len(opened) == 24 and len(set(opened)) == 24
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"{name}: downloads") and "decoded at 24×24" in said[0] and said[-1].startswith(f"{name}: decodes 24 photos")
+    assert (said[0].startswith(f"{name}: downloads") and "decoded at 24×24" in said[0]
+            and said[-1].startswith(f"{name}: decodes 24 photos"))
     n_requests = len(server.requests)
     for _ in range(2): assert sum(len(yb) for loader in (dls.train, dls.valid, dls.test) for _, yb in loader) == 24
     again = MAKERS[name](tmp_path, **SMALL, n_valid=5, seed=3, download=False)
     assert len(opened) == 24 and len(server.requests) == n_requests and capsys.readouterr().out == ""
-    assert torch.equal(again.valid.x[:3], dls.valid.x) and len(again.train.x) == 13  # the split is the same for every seed
+    # the split is the same for every seed
+    assert torch.equal(again.valid.x[:3], dls.valid.x) and len(again.train.x) == 13
     assert files_under(tmp_path, "*.part") == [] and len(files_under(tmp_path, "*.npy")) == 1
 
 
@@ -166,11 +178,13 @@ def test_a_folder_that_changes_is_decoded_anew(server, tmp_path, opened):
 def test_another_selection_is_another_file(tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(4)]
     for i, path in enumerate(paths): path.write_bytes(jpeg(i))
-    whole, last, turned = decoded(paths, tmp_path, 24).clone(), decoded(paths[2:], tmp_path, 24).clone(), decoded(paths[::-1], tmp_path, 24)
+    whole, last, turned = (decoded(paths, tmp_path, 24).clone(), decoded(paths[2:], tmp_path, 24).clone(),
+                           decoded(paths[::-1], tmp_path, 24))
     assert torch.equal(whole[2:], last) and torch.equal(whole.flip(0), turned)
 
 
-@pytest.mark.parametrize("how", [lambda raw: raw[:-10], lambda raw: b"", lambda raw: b"nonsense" * 30, lambda raw: raw.replace(b"24, 24", b"24, 12")])
+@pytest.mark.parametrize("how", [lambda raw: raw[:-10], lambda raw: b"", lambda raw: b"nonsense" * 30,
+                                 lambda raw: raw.replace(b"24, 24", b"24, 12")])
 def test_a_decoded_file_that_is_damaged_is_made_again(tmp_path, how):
     path = tmp_path / "photo.jpg"
     path.write_bytes(jpeg(1))
@@ -180,8 +194,9 @@ def test_a_decoded_file_that_is_damaged_is_made_again(tmp_path, how):
     assert torch.equal(decoded([path], tmp_path, 24), before)
 
 
-@pytest.mark.parametrize("fault, message", [("403", "403"), ("wrong bytes", "hash differs"), ("break off", "broke off after"),
-                                            ("hang", "timed out, no answer in 3 s"), ("hang halfway", "timed out")])
+@pytest.mark.parametrize("fault, message",
+                         [("403", "403"), ("wrong bytes", "hash differs"), ("break off", "broke off after"),
+                          ("hang", "timed out, no answer in 3 s"), ("hang halfway", "timed out")])
 def test_a_download_that_goes_wrong_leaves_nothing(server, tmp_path, name, fault, message):
     server.fault = fault
     with pytest.raises(DownloadError, match=message) as caught: MAKERS[name](tmp_path / "new", **SMALL)
@@ -190,7 +205,8 @@ def test_a_download_that_goes_wrong_leaves_nothing(server, tmp_path, name, fault
 
 
 def test_nobody_there_and_nothing_to_be_downloaded(server, tmp_path, name, monkeypatch, capsys):
-    with pytest.raises(DownloadError, match="nothing was to be downloaded"): MAKERS[name](tmp_path / "new", **SMALL, download=False)
+    with pytest.raises(DownloadError, match="nothing was to be downloaded"):
+        MAKERS[name](tmp_path / "new", **SMALL, download=False)
     assert server.requests == [] and not (tmp_path / "new").exists()
     nobody = [("http://127.0.0.1:9/images.tar.gz", "")]
     monkeypatch.setattr(OxfordIIITPet, "_RESOURCES", nobody)
@@ -236,13 +252,15 @@ def test_archives_that_are_there_are_not_fetched(server, tmp_path, name, archive
 def test_an_archive_that_is_damaged_is_named_and_left(server, tmp_path, name, archives):
     put_archives(name, tmp_path, {file: content[:-10] for file, content in archives.items()})
     before = files_under(tmp_path)
-    with pytest.raises(DamagedFileError, match=r"(images.tar.gz|imagenette2-160.tgz) is not the archive.*Delete it"): MAKERS[name](tmp_path, **SMALL)
+    with pytest.raises(DamagedFileError, match=r"(images.tar.gz|imagenette2-160.tgz) is not the archive.*Delete it"):
+        MAKERS[name](tmp_path, **SMALL)
     assert files_under(tmp_path) == before and server.requests == []
 
 
 def test_an_archive_that_is_none(server, tmp_path, monkeypatch):
     server.archives["/imagenette2-160.tgz"] = b"<html></html>"
-    monkeypatch.setattr(Imagenette, "_ARCHIVES", {"160px": (f"{server.url}imagenette2-160.tgz", hashlib.md5(b"<html></html>").hexdigest())})
+    monkeypatch.setattr(Imagenette, "_ARCHIVES",
+                        {"160px": (f"{server.url}imagenette2-160.tgz", hashlib.md5(b"<html></html>").hexdigest())})
     with pytest.raises(DamagedFileError, match="no archive that can be unpacked"): imagenette(tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
 
@@ -251,14 +269,16 @@ def first_photo(name, root):
     return sorted((root / HOMES[name]).rglob("*.jpg" if name == "pets" else "*.JPEG"))[0]
 
 
-@pytest.mark.parametrize("how", [lambda raw: raw[:len(raw) // 2], lambda raw: b"", lambda raw: b"<html>403</html>" * 99])
+@pytest.mark.parametrize("how",
+                         [lambda raw: raw[:len(raw) // 2], lambda raw: b"", lambda raw: b"<html>403</html>" * 99])
 def test_a_damaged_photo_is_named(server, tmp_path, name, how):
     MAKERS[name](tmp_path, **SMALL)
     for file in tmp_path.rglob("*.npy"): file.unlink()
     photo = first_photo(name, tmp_path)
     photo.write_bytes(how(photo.read_bytes()))
     before = files_under(tmp_path)
-    with pytest.raises(DamagedFileError, match=f"{photo.name} cannot be read.*Delete .*{HOMES[name]}; it is then fetched again"):
+    with pytest.raises(DamagedFileError,
+                       match=f"{photo.name} cannot be read.*Delete .*{HOMES[name]}; it is then fetched again"):
         MAKERS[name](tmp_path, **SMALL)
     assert files_under(tmp_path) == before
     shutil.rmtree(tmp_path / HOMES[name])
@@ -272,7 +292,8 @@ def empty(folder):
 FOLDERS = {"no photos": empty, "one photo less": lambda home: next(home.rglob("*_9.*")).unlink(),
            "no list": lambda home: shutil.rmtree(home / ("annotations" if (home / "annotations").exists() else "val")),
            "an empty list": lambda home: [path.write_text("") for path in home.rglob("*.txt")] or empty(home),
-           "a list of something else": lambda home: [path.write_text("a b") for path in home.rglob("*.txt")] or shutil.rmtree(next(home.rglob("n0*")))}
+           "a list of something else": lambda home: ([path.write_text("a b") for path in home.rglob("*.txt")]
+                                                     or shutil.rmtree(next(home.rglob("n0*"))))}
 
 
 @pytest.mark.parametrize("what", FOLDERS)
@@ -280,7 +301,8 @@ def test_a_folder_that_is_not_whole(server, tmp_path, name, what):
     MAKERS[name](tmp_path, **SMALL)
     FOLDERS[what](tmp_path / HOMES[name])
     before, n_requests = files_under(tmp_path), len(server.requests)
-    with pytest.raises(DamagedFileError, match=f"{HOMES[name]}.*Delete .*{HOMES[name]}"): MAKERS[name](tmp_path, **SMALL)
+    with pytest.raises(DamagedFileError, match=f"{HOMES[name]}.*Delete .*{HOMES[name]}"):
+        MAKERS[name](tmp_path, **SMALL)
     assert files_under(tmp_path) == before and len(server.requests) == n_requests
 
 
@@ -331,13 +353,15 @@ except DataError as error: print(error)
 
 def test_a_folder_that_cannot_be_written_to(server, tmp_path, name):
     (tmp_path / "file").write_text("I am no folder.")
-    with pytest.raises(DownloadError, match="cannot be written to.*COURSE_DATA"): MAKERS[name](tmp_path / "file", **SMALL)
+    with pytest.raises(DownloadError, match="cannot be written to.*COURSE_DATA"):
+        MAKERS[name](tmp_path / "file", **SMALL)
     assert (tmp_path / "file").read_text() == "I am no folder." and server.requests == []
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"size": 0}, "size must be"), ({"size": 25}, "size must be at most large"), ({"large": 1.5}, "large must be"), ({"batch_size": 0}, "batch_size"),
-    ({"n_valid": 0}, "n_valid must be"), ({"n_valid": 18}, "n_valid must be at most 17")])
+    ({"size": 0}, "size must be"), ({"size": 25}, "size must be at most large"), ({"large": 1.5}, "large must be"),
+    ({"batch_size": 0}, "batch_size"), ({"n_valid": 0}, "n_valid must be"),
+    ({"n_valid": 18}, "n_valid must be at most 17")])
 def test_bad_arguments_are_refused(server, tmp_path, name, wrong, message):
     with pytest.raises(ValueError, match=message): MAKERS[name](tmp_path, **SMALL | wrong)
     assert server.requests == [] or wrong == {"n_valid": 18}
@@ -345,13 +369,15 @@ def test_bad_arguments_are_refused(server, tmp_path, name, wrong, message):
 
 def test_imagenettes_archive_suits_the_size(monkeypatch, tmp_path):
     monkeypatch.setattr(photos, "_photos", lambda source, *rest: source.home.name)
-    assert [imagenette(tmp_path, large=large) for large in (160, 161, 320, 321)] == ["imagenette2-160", "imagenette2-320", "imagenette2-320", "imagenette2"]
+    assert [imagenette(tmp_path, large=large) for large in (160, 161, 320, 321)] == [
+        "imagenette2-160", "imagenette2-320", "imagenette2-320", "imagenette2"]
 
 
 def test_a_learner_trains_on_photos(server, tmp_path, one_thread):
     torch.manual_seed(0)
     dls = pets(tmp_path, **SMALL)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, len(dls.classes)))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(8, len(dls.classes)))
     before = [p.detach().clone() for p in model.parameters()]
     learn = Learner(model, dls, nn.functional.cross_entropy, SGD, metrics=[accuracy])
     learn.fit(1, lr=.1)
@@ -379,12 +405,15 @@ def test_resized_crops_equal_torchvision(shape, size, dtype):
     n, (height, width) = 40, shape
     x = torch.rand(n, 3, *shape, dtype=dtype)
     sides = torch.stack([torch.randint(1, height + 1, (n,)), torch.randint(1, width + 1, (n,))])
-    place = torch.stack([torch.randint(10**6, (n,)) % (height - sides[0] + 1), torch.randint(10**6, (n,)) % (width - sides[1] + 1)])
+    place = torch.stack([torch.randint(10**6, (n,)) % (height - sides[0] + 1),
+                         torch.randint(10**6, (n,)) % (width - sides[1] + 1)])
     flips = torch.rand(n) < .5
     boxes = torch.cat([place, sides])
-    theirs = torch.stack([pictures.resized_crop(x[i], *boxes[:, i].tolist(), (size, size), antialias=False) for i in range(n)])
+    theirs = torch.stack([pictures.resized_crop(x[i], *boxes[:, i].tolist(), (size, size), antialias=False)
+                          for i in range(n)])
     theirs[flips] = theirs[flips].flip(-1)
-    torch.testing.assert_close(resized_crops(x, boxes, size, flips), theirs, atol=2e-5 if dtype == torch.float32 else 1e-9, rtol=0)
+    torch.testing.assert_close(resized_crops(x, boxes, size, flips), theirs,
+                               atol=2e-5 if dtype == torch.float32 else 1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("n", [1, 16, 37])
@@ -406,14 +435,16 @@ def test_the_transforms_are_torchvisions_steps(n):
     torch.testing.assert_close(denormalise(middle), pictures.center_crop(xb / 255, 20), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shape, scale, ratio", [((200, 200), (.35, 1), (3 / 4, 4 / 3)), ((120, 240), (.08, .5), (.5, 2)), ((200, 100), (.9, 1), (1, 1))])
+@pytest.mark.parametrize("shape, scale, ratio", [((200, 200), (.35, 1), (3 / 4, 4 / 3)),
+                                                 ((120, 240), (.08, .5), (.5, 2)), ((200, 100), (.9, 1), (1, 1))])
 def test_boxes_are_drawn_as_torchvision_draws_them(shape, scale, ratio):
     torch.manual_seed(0)
     n = 4000
     ours = RandomResizedCrop(8, scale, ratio, device="cpu").boxes(n, *shape)
     image = torch.empty(1, *shape)
     theirs = torch.tensor([transforms.RandomResizedCrop.get_params(image, scale, ratio) for _ in range(n)]).T
-    assert (ours[:2] >= 0).all() and (ours[0] + ours[2] <= shape[0]).all() and (ours[1] + ours[3] <= shape[1]).all() and torch.equal(ours, ours.round())
+    assert ((ours[:2] >= 0).all() and (ours[0] + ours[2] <= shape[0]).all() and (ours[1] + ours[3] <= shape[1]).all()
+            and torch.equal(ours, ours.round()))
     for mine, other in zip(ours, theirs.float()):  # the same distribution: deciles within what 4,000 draws leave open
         deciles = torch.linspace(.1, .9, 9)
         torch.testing.assert_close(mine.quantile(deciles), other.quantile(deciles), atol=.03 * max(shape), rtol=0)
@@ -422,16 +453,21 @@ def test_boxes_are_drawn_as_torchvision_draws_them(shape, scale, ratio):
 def test_half_of_the_images_are_mirrored_or_none():
     torch.manual_seed(0)
     ramp = torch.arange(8, dtype=torch.uint8).expand(1000, 3, 8, 8)
-    leftwards = lambda flip: (lambda x: x[:, 0, 0, 0] > x[:, 0, 0, -1])(RandomResizedCrop(4, flip=flip, device="cpu")(ramp, torch.zeros(1000))[0])
+    leftwards = lambda flip: (lambda x: x[:, 0, 0, 0] > x[:, 0, 0, -1])(
+        RandomResizedCrop(4, flip=flip, device="cpu")(ramp, torch.zeros(1000))[0])
     assert .45 < leftwards(True).float().mean() < .55 and not leftwards(False).any()
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: RandomResizedCrop(0), "size must be"), (lambda: RandomResizedCrop(2.5), "size must be"), (lambda: RandomResizedCrop(8, scale=(.5, 1.5)), "scale"),
-    (lambda: RandomResizedCrop(8, scale=(0, 1)), "scale"), (lambda: RandomResizedCrop(8, scale=.5), "scale: expected two numbers"),
-    (lambda: RandomResizedCrop(8, ratio=(2, 1)), "ratio"), (lambda: RandomResizedCrop(8, ratio=(1, float("inf"))), "ratio"),
-    (lambda: RandomResizedCrop(8, ratio=(float("nan"), 1)), "ratio"), (lambda: CenterCrop(8, share=0), "share"), (lambda: CenterCrop(8, share=1.1), "share"),
-    (lambda: CenterCrop(8)(torch.zeros(2, 3, 9, 9), torch.zeros(2)), "uint8"), (lambda: CenterCrop(8)(torch.zeros(2, 1, 9, 9).byte(), torch.zeros(2)), "uint8"),
+    (lambda: RandomResizedCrop(0), "size must be"), (lambda: RandomResizedCrop(2.5), "size must be"),
+    (lambda: RandomResizedCrop(8, scale=(.5, 1.5)), "scale"), (lambda: RandomResizedCrop(8, scale=(0, 1)), "scale"),
+    (lambda: RandomResizedCrop(8, scale=.5), "scale: expected two numbers"),
+    (lambda: RandomResizedCrop(8, ratio=(2, 1)), "ratio"),
+    (lambda: RandomResizedCrop(8, ratio=(1, float("inf"))), "ratio"),
+    (lambda: RandomResizedCrop(8, ratio=(float("nan"), 1)), "ratio"), (lambda: CenterCrop(8, share=0), "share"),
+    (lambda: CenterCrop(8, share=1.1), "share"),
+    (lambda: CenterCrop(8)(torch.zeros(2, 3, 9, 9), torch.zeros(2)), "uint8"),
+    (lambda: CenterCrop(8)(torch.zeros(2, 1, 9, 9).byte(), torch.zeros(2)), "uint8"),
     (lambda: resized_crops(torch.zeros(2, 3, 9, 9).byte(), torch.ones(4, 2), 8), "float images"),
     (lambda: resized_crops(torch.zeros(2, 3, 9, 9), torch.ones(4, 3), 8), "boxes")])
 def test_bad_crops_are_refused(make, message):
@@ -447,11 +483,13 @@ def test_what_this_module_says_of_sizes_and_torchvision_of_names():
 @every_device
 def test_crops_are_the_same_on_every_device(device):
     x, y = torch.randint(0, 256, (6, 3, 40, 30), dtype=torch.uint8), torch.arange(6)
-    boxes = torch.tensor([[0, 0, 40, 30], [3, 7, 30, 20], [10, 5, 8, 9], [39, 0, 1, 30], [15, 2, 16, 16], [0, 0, 1, 1]]).T
+    boxes = torch.tensor([[0, 0, 40, 30], [3, 7, 30, 20], [10, 5, 8, 9], [39, 0, 1, 30], [15, 2, 16, 16],
+                          [0, 0, 1, 1]]).T
     crops, targets = CenterCrop(16, device=device)(x, y)
     assert crops.device.type == targets.device.type == device
     torch.testing.assert_close(crops.cpu(), CenterCrop(16, device="cpu")(x, y)[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(resized_crops(x.float().to(device), boxes.to(device), 8).cpu(), resized_crops(x.float(), boxes, 8), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(resized_crops(x.float().to(device), boxes.to(device), 8).cpu(),
+                               resized_crops(x.float(), boxes, 8), rtol=1e-4, atol=1e-2)
     torch.manual_seed(0)
     one = RandomResizedCrop(16, device=device)(x, y)[0]
     torch.manual_seed(0)

@@ -1,5 +1,5 @@
-"""The search that leaves no trace, against twins that never searched; schedules and one-cycle point by point against torch.optim.lr_scheduler."""
-import copy
+"""The search that leaves no trace, against twins that never searched; schedules and one-cycle point by point against
+torch.optim.lr_scheduler."""
 import gc
 import inspect
 import math
@@ -19,23 +19,26 @@ from torch.optim import lr_scheduler
 
 from course_lib.adam import Adam
 from course_lib.data import TensorLoader
-from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder,
-                                  SaveBest)
+from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip,
+                                  Progress, Recorder, SaveBest)
 from course_lib.learner import EVENTS, Callback, CancelBatchException, CancelFitException, Learner, TerminateOnNaN
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
-from course_lib.schedule import LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts
+from course_lib.schedule import (LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly,
+                                 warm_restarts)
 from tiny import data, loaders, seed, tiny_net, with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Remembering(nn.Module):
-    "Keeps tensors outside of its state dict: replaced, changed in place, in a tuple, in a dict, in a buffer that is not saved; and a number."
+    """Keeps tensors outside of its state dict: replaced, changed in place, in a tuple, in a dict, in a buffer that is
+    not saved; and a number."""
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 1)
-        self.hidden, self.total, self.pair, self.by_name, self.calls = None, torch.zeros(1), (torch.zeros(1), torch.zeros(1)), {"h": torch.zeros(1)}, 0
+        self.hidden, self.total, self.pair, self.by_name, self.calls = (
+            None, torch.zeros(1), (torch.zeros(1), torch.zeros(1)), {"h": torch.zeros(1)}, 0)
         self.register_buffer("seen", torch.zeros(1), persistent=False)
 
     def forward(self, x):
@@ -54,13 +57,15 @@ def model(kind="norm"):
     return Remembering() if kind == "remembering" else tiny_net(kind)
 
 
-OPTIMIZERS = {"our Adam": partial(Adam, lr=.01), "our SGD": partial(SGD, lr=.05, momentum=.9), "torch's Adam": partial(torch.optim.Adam, lr=.01),
+OPTIMIZERS = {"our Adam": partial(Adam, lr=.01), "our SGD": partial(SGD, lr=.05, momentum=.9),
+              "torch's Adam": partial(torch.optim.Adam, lr=.01),
               "torch's Adam, amsgrad": partial(torch.optim.Adam, lr=.01, amsgrad=True),
               "torch's SGD": partial(torch.optim.SGD, lr=.05, momentum=.9)}
 
 
 class Counter(Callback):
-    "A user's callback with a memory, which runs in a search too; uses the random numbers of Python and NumPy, and torch's."
+    """A user's callback with a memory, which runs in a search too; uses the random numbers of Python and NumPy, and
+    torch's."""
     def __init__(self): self.n, self.seen, self.noted, self.array = 0, [], {"epochs": []}, np.zeros(3)
 
     def before_fit(self, learn): self.fits = getattr(self, "fits", 0) + 1
@@ -90,7 +95,8 @@ def copied(x):
 
 def assert_equal(a, b, at="learner"):
     if isinstance(a, torch.Tensor):
-        assert isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a.nan_to_num(1e9), b.nan_to_num(1e9)), at
+        assert (isinstance(b, torch.Tensor) and a.dtype == b.dtype
+                and torch.equal(a.nan_to_num(1e9), b.nan_to_num(1e9))), at
     elif isinstance(a, np.ndarray): assert np.array_equal(a, b), at
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), f"{at}: {sorted(map(str, a))} and {sorted(map(str, b))}"
@@ -105,16 +111,21 @@ def assert_equal(a, b, at="learner"):
 def facts(learn):
     "Everything that a search could have changed."
     modules, loader = dict(learn.model.named_modules()), learn.dls.train
-    simple = {name: copied(v) for name, v in vars(learn).items() if name not in ("model", "dls", "opt", "cbs", "dl", "_smooth", "averages")}
+    simple = {name: copied(v) for name, v in vars(learn).items()
+              if name not in ("model", "dls", "opt", "cbs", "dl", "_smooth", "averages")}
     inside = {f"{name}.{key}": copied(v) for name, module in modules.items() for key, v in vars(module).items()
               if not key.startswith("_") or key in ("_buffers", "_parameters")}
-    opt = learn.opt and {"class": type(learn.opt), "groups": [copied({k: v for k, v in group.items() if k != "params"}) for group in learn.opt.param_groups],
-                         "state": {name: copied(dict(learn.opt.state[p])) for name, p in learn.model.named_parameters() if p in learn.opt.state},
-                         "attributes": {k: copied(v) for k, v in vars(learn.opt).items() if isinstance(v, (int, float, str, bool))}}
+    opt = (learn.opt and {"class": type(learn.opt), "groups": [copied({k: v for k, v in group.items() if k != "params"})
+                                                               for group in learn.opt.param_groups],
+                          "state": {name: copied(dict(learn.opt.state[p]))
+                                    for name, p in learn.model.named_parameters() if p in learn.opt.state},
+                          "attributes": {k: copied(v) for k, v in vars(learn.opt).items()
+                                         if isinstance(v, (int, float, str, bool))}})
     generators = [owner.generator.get_state() for owner in (loader, getattr(loader, "sampler", None))
                   if isinstance(getattr(owner, "generator", None), torch.Generator)]
-    return {"model": copied(learn.model.state_dict()), "inside": inside, "opt": opt, "learner": simple, "smooth": copied(vars(learn._smooth)),
-            "cbs": [type(cb).__name__ for cb in learn.cbs], "memories": [copied(vars(cb)) for cb in learn.cbs],
+    return {"model": copied(learn.model.state_dict()), "inside": inside, "opt": opt, "learner": simple,
+            "smooth": copied(vars(learn._smooth)), "cbs": [type(cb).__name__ for cb in learn.cbs],
+            "memories": [copied(vars(cb)) for cb in learn.cbs],
             "grads": {name: (copied(p.grad), p.requires_grad) for name, p in learn.model.named_parameters()},
             "loader": [getattr(loader, "epoch", None), generators], "grad mode": torch.is_grad_enabled(),
             "random": [random.getstate(), copied(np.random.get_state(legacy=False)), torch.get_rng_state()]}
@@ -145,17 +156,20 @@ def assert_no_trace(make, search, fitted, prepare=lambda learn: None, n_epochs=2
     assert learn.cbs is cbs and all(a is b for a, b in zip(cbs, members, strict=True)) and learn.opt is opt
     assert [{k: id(v) for k, v in vars(cb).items()} for cb in cbs] == identities
     assert {name: id(v) for name, v in vars(learn).items()} == owned
-    assert all(p is q and p.grad is grad for p, q, grad in zip(learn.model.parameters(), parameters, grads, strict=True))
+    assert all(p is q and p.grad is grad
+               for p, q, grad in zip(learn.model.parameters(), parameters, grads, strict=True))
     learn.fit(n_epochs)
     after = facts(learn)
     seed(6)
     twin.fit(n_epochs)
     assert_equal(after, facts(twin))
-    assert twin.cbs[0].n and any(not torch.equal(value, expected["model"][name]) for name, value in twin.model.state_dict().items())
+    assert (twin.cbs[0].n
+            and any(not torch.equal(value, expected["model"][name]) for name, value in twin.model.state_dict().items()))
     return outcome
 
 
-def find(learn, **options): return learn.lr_find(**{"start_lr": 1e-4, "end_lr": 1., "num_it": 11, "stop_factor": 1e9, **options})
+def find(learn, **options):
+    return learn.lr_find(**{"start_lr": 1e-4, "end_lr": 1., "num_it": 11, "stop_factor": 1e9, **options})
 
 
 def raising(error, fuse, **options):
@@ -193,7 +207,8 @@ def test_a_search_leaves_no_trace(kind, opt, data, fitted):
 @never_or_fitted
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_a_search_that_diverges_leaves_no_trace(opt, fitted):
-    found = assert_no_trace(lambda: learner("plain", opt), partial(find, start_lr=1e-3, end_lr=1e4, num_it=60, stop_factor=3, smooth=.5), fitted)
+    found = assert_no_trace(lambda: learner("plain", opt),
+                            partial(find, start_lr=1e-3, end_lr=1e4, num_it=60, stop_factor=3, smooth=.5), fitted)
     assert 0 < len(found.lrs) < 60
     exploded = found.smooth_losses > 3 * np.minimum.accumulate(found.smooth_losses)
     assert exploded[-1] and not exploded[:-1].any()
@@ -304,13 +319,16 @@ def test_modes_gradients_and_what_learns_stay(fitted):
         learn.results = {"mine": 3.}
         learn.epochs_done += 7
     learn_modes = []
-    assert_no_trace(learner, lambda learn: [find(learn), learn_modes.append([m.training for m in learn.model.modules()])], fitted, prepare)
+    assert_no_trace(learner,
+                    lambda learn: [find(learn), learn_modes.append([m.training for m in learn.model.modules()])],
+                    fitted, prepare)
     assert learn_modes == [[False, True, False, True, False, True]]
 
 
 @never_or_fitted
 @pytest.mark.parametrize("opt", OPTIMIZERS)
-@pytest.mark.parametrize("freeze", [lambda learn: learn.freeze(), lambda learn: learn.freeze_to(1), lambda learn: None], ids=["freeze", "freeze_to(1)", "all"])
+@pytest.mark.parametrize("freeze", [lambda learn: learn.freeze(), lambda learn: learn.freeze_to(1), lambda learn: None],
+                         ids=["freeze", "freeze_to(1)", "all"])
 def test_with_groups_and_frozen_ones(freeze, opt, fitted):
     rates = []
 
@@ -335,7 +353,8 @@ def test_frozen_norms_keep_their_statistics_in_the_search():
     statistics = []
 
     class Look(Callback):
-        def after_batch(self, learn): statistics.append((learn.model[1].running_mean.clone(), int(learn.model[1].num_batches_tracked)))
+        def after_batch(self, learn):
+            statistics.append((learn.model[1].running_mean.clone(), int(learn.model[1].num_batches_tracked)))
     learn.cbs.append(Look())
     find(learn)
     assert all(torch.equal(mean, torch.zeros(6)) and n == 0 for mean, n in statistics) and len(statistics) == 11
@@ -365,8 +384,9 @@ def test_what_records_saves_or_schedules_does_not_run_in_a_search(tmp_path, caps
     folder.mkdir()
     csv = folder / "log.csv"
     csv.write_text("epoch\n")
-    cbs = [Recorder(), Progress(), CSVLogger(csv), SaveBest(folder / "best"), EarlyStopping(patience=1), LRScheduler(partial(lr_scheduler.StepLR, step_size=1)),
-           ParamScheduler({"beta": const(.5)}), ActivationStats()]
+    cbs = [Recorder(), Progress(), CSVLogger(csv), SaveBest(folder / "best"), EarlyStopping(patience=1),
+           LRScheduler(partial(lr_scheduler.StepLR, step_size=1)), ParamScheduler({"beta": const(.5)}),
+           ActivationStats()]
     learn = learner(cbs=cbs)
     betas = []
 
@@ -376,7 +396,8 @@ def test_what_records_saves_or_schedules_does_not_run_in_a_search(tmp_path, caps
     before = [copied(vars(cb)) for cb in cbs]
     assert len(find(learn, num_it=30).lrs) == 30
     assert_equal([copied(vars(cb)) for cb in cbs], before)
-    assert set(betas) == {.9} and csv.read_text() == "epoch\n" and [path.name for path in folder.iterdir()] == ["log.csv"]
+    assert (set(betas) == {.9} and csv.read_text() == "epoch\n"
+            and [path.name for path in folder.iterdir()] == ["log.csv"])
     assert capsys.readouterr().out == "" and not any(module._forward_hooks for module in learn.model.modules())
 
 
@@ -386,8 +407,9 @@ def test_what_belongs_to_the_training_runs_in_a_search(fitted):
 
     class Steps(Callback):
         def after_step(self, learn): steps.append(learn.cancelled)
-    found = assert_no_trace(lambda: learner(cbs=[TerminateOnNaN(), GradientAccumulation(2), GradientClip(max_norm=.1), Steps()]),
-                            lambda learn: [steps.clear(), find(learn), len(steps)], fitted)
+    found = assert_no_trace(
+        lambda: learner(cbs=[TerminateOnNaN(), GradientAccumulation(2), GradientClip(max_norm=.1), Steps()]),
+        lambda learn: [steps.clear(), find(learn), len(steps)], fitted)
     assert len(found[1].lrs) == 11 and found[2] == 11
 
 
@@ -415,7 +437,8 @@ class Hoarding(nn.Module):
     "Keeps things in a list, and tensors in a tuple and in dicts in dicts, which it changes in place."
     def __init__(self):
         super().__init__()
-        self.a, self.seen, self.pair, self.deep = nn.Linear(3, 1), [], (torch.zeros(1), torch.zeros(1)), {"x": {"y": torch.zeros(1), "z": [0]}}
+        self.a, self.seen, self.pair, self.deep = (nn.Linear(3, 1), [], (torch.zeros(1), torch.zeros(1)),
+                                                   {"x": {"y": torch.zeros(1), "z": [0]}})
 
     def forward(self, x):
         self.seen.append(x.sum().item())
@@ -450,8 +473,10 @@ def test_the_memory_of_a_callback_that_cannot_be_copied_is_as_before():
 
 def test_two_callbacks_that_share_a_list_share_it_in_the_search_too():
     shared, lengths = [], []
-    writes, reads = (type(name, (Callback,), {"__init__": lambda self: setattr(self, "seen", shared), "after_batch": method})()
-                     for name, method in (("Writes", lambda self, learn: self.seen.append(1)), ("Reads", lambda self, learn: lengths.append(len(self.seen)))))
+    writes, reads = (
+        type(name, (Callback,), {"__init__": lambda self: setattr(self, "seen", shared), "after_batch": method})()
+        for name, method in (("Writes", lambda self, learn: self.seen.append(1)),
+                             ("Reads", lambda self, learn: lengths.append(len(self.seen)))))
     find(learner(cbs=[writes, reads]))
     assert shared == [] and lengths == list(range(1, 12))
 
@@ -461,7 +486,8 @@ RATES = np.geomspace(1e-6, 10, 200)
 
 @pytest.mark.parametrize("bottom", [1e-4, 1e-2, 1.])
 def test_suggestions_on_a_parabola(bottom):
-    "In log(lr): the minimum is where it was put; the steepest place is the first one that counts; the valley is halfway of the falling part's middle."
+    """In log(lr): the minimum is where it was put; the steepest place is the first one that counts; the valley is
+    halfway of the falling part's middle."""
     u = np.log10(RATES / bottom)
     found = LRFind(RATES, u ** 2 + 1, smooth=0.)
     np.testing.assert_array_equal(found.smooth_losses, found.losses)
@@ -479,7 +505,8 @@ def test_suggestions_on_a_falling_s(center):
     found = LRFind(RATES, losses, smooth=0.)
     assert found.suggestions["steepest"] == pytest.approx(center, rel=.1)
     assert found.suggestions["minimum_over_10"] == pytest.approx(5 * center, rel=.2)
-    assert list(found.suggestions) == ["minimum_over_10", "steepest", "valley"] and all(type(v) is float for v in found.suggestions.values())
+    assert (list(found.suggestions) == ["minimum_over_10", "steepest", "valley"]
+            and all(type(v) is float for v in found.suggestions.values()))
     assert f"{center:.1e}"[:2] in repr(found) or "steepest" in repr(found)
 
 
@@ -497,7 +524,8 @@ def test_the_smoothed_losses_are_the_average_corrected_for_its_late_start(smooth
     found = LRFind(list(RATES[:50]), list(losses), smooth)
     weights = [np.array([smooth ** (t - i) for i in range(t + 1)]) for t in range(50)]
     np.testing.assert_allclose(found.smooth_losses, [w @ losses[:t + 1] / w.sum() for t, w in enumerate(weights)])
-    for array in (found.lrs, found.losses, found.smooth_losses): assert array.dtype == np.float64 and array.shape == (50,)
+    for array in (found.lrs, found.losses, found.smooth_losses):
+        assert array.dtype == np.float64 and array.shape == (50,)
 
 
 @pytest.mark.parametrize("n", range(5))
@@ -509,7 +537,8 @@ def test_too_few_points_are_an_error_in_words_and_can_be_drawn(n):
     assert [len(LRFind(RATES[:n], np.ones(n)).losses)] == [n]
 
 
-@pytest.mark.parametrize("losses", [np.linspace(1, 9, 50), np.ones(50), -np.linspace(1, 9, 50), np.full(50, 1e30), np.zeros(50)], ids=["rising", "flat", "below 0", "huge", "zero"])
+@pytest.mark.parametrize("losses", [np.linspace(1, 9, 50), np.ones(50), -np.linspace(1, 9, 50), np.full(50, 1e30),
+                                    np.zeros(50)], ids=["rising", "flat", "below 0", "huge", "zero"])
 def test_any_course_can_be_drawn(losses):
     found = LRFind(RATES[:50], losses, smooth=0.)
     found.plot()
@@ -523,8 +552,10 @@ def test_any_course_can_be_drawn(losses):
 def test_a_flat_course_is_drawn_without_a_warning(loss): LRFind(RATES[:50], np.full(50, loss), smooth=0.).plot()
 
 
-@pytest.mark.parametrize("options", [{"start_lr": 0}, {"start_lr": -1}, {"start_lr": math.nan}, {"start_lr": 1, "end_lr": 1}, {"start_lr": 2, "end_lr": 1}, {"end_lr": math.inf},
-                                     {"num_it": 0}, {"num_it": -1}, {"num_it": 2.5}, {"smooth": 1}, {"smooth": -.1}, {"smooth": math.nan}, {"stop_factor": 1}, {"stop_factor": math.nan}],
+@pytest.mark.parametrize("options", [{"start_lr": 0}, {"start_lr": -1}, {"start_lr": math.nan},
+                                     {"start_lr": 1, "end_lr": 1}, {"start_lr": 2, "end_lr": 1}, {"end_lr": math.inf},
+                                     {"num_it": 0}, {"num_it": -1}, {"num_it": 2.5}, {"smooth": 1}, {"smooth": -.1},
+                                     {"smooth": math.nan}, {"stop_factor": 1}, {"stop_factor": math.nan}],
                          ids=str)
 def test_bad_arguments_of_a_search_are_refused(options):
     learn = learner()
@@ -573,15 +604,19 @@ def at(schedule, n): return [schedule(i / n) for i in range(n)]
     (cos(.1, .001), lambda opt: lr_scheduler.CosineAnnealingLR(opt, 40, eta_min=.001), 40),
     (cos(.1, 0), lambda opt: lr_scheduler.CosineAnnealingLR(opt, 7), 7),
     (warm_restarts(.1, .01, 3), lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 10, eta_min=.01), 30),
-    (warm_restarts(.1, .01, 3, mult=2), lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 7, T_mult=2, eta_min=.01), 49),
+    (warm_restarts(.1, .01, 3, mult=2),
+     lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 7, T_mult=2, eta_min=.01), 49),
     (warm_restarts(.1, 0, 4, mult=3), lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 3, T_mult=3), 120),
-    (combine([.25] * 4, [lin(.01, .1), lin(.1, .01)] * 2), lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, 10, cycle_momentum=False), 40),
-    (combine([.3, .7], [lin(.01, .1), lin(.1, .01)]), lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, 12, 28, cycle_momentum=False), 40),
+    (combine([.25] * 4, [lin(.01, .1), lin(.1, .01)] * 2),
+     lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, 10, cycle_momentum=False), 40),
+    (combine([.3, .7], [lin(.01, .1), lin(.1, .01)]),
+     lambda opt: lr_scheduler.CyclicLR(opt, .01, .1, 12, 28, cycle_momentum=False), 40),
     (lin(.05, .1), lambda opt: lr_scheduler.LinearLR(opt, .5, 1., 20), 20),
     (exp(.1, .1 * .9 ** 30), lambda opt: lr_scheduler.ExponentialLR(opt, .9), 30),
     (const(.1), lambda opt: lr_scheduler.ConstantLR(opt, 1., 5), 20),
     (combine([.5, .5], [const(.1), const(.01)]), lambda opt: lr_scheduler.StepLR(opt, 10), 20),
-    (combine([.3, .5, .2], [const(.1), const(.02), const(.004)]), lambda opt: lr_scheduler.MultiStepLR(opt, [6, 16], .2), 20),
+    (combine([.3, .5, .2], [const(.1), const(.02), const(.004)]),
+     lambda opt: lr_scheduler.MultiStepLR(opt, [6, 16], .2), 20),
     (lambda p: poly(0, .1, 2.)(1 - p), lambda opt: lr_scheduler.PolynomialLR(opt, 20, 2.), 20),
     (lambda p: poly(0, .1, .5)(1 - p), lambda opt: lr_scheduler.PolynomialLR(opt, 20, .5), 20),
     (poly(.1, 0, 1), lambda opt: lr_scheduler.PolynomialLR(opt, 20, 1.), 20)])
@@ -594,7 +629,8 @@ def test_schedules_equal_torchs_point_by_point(schedule, make, n):
 def test_one_cycle_equals_torchs(pct_start, n):
     "torch's first part ends at its step pct_start · n − 1."
     if pct_start * n <= 1: return
-    theirs = rates(lambda opt: lr_scheduler.OneCycleLR(opt, .1, n, pct_start=pct_start, div_factor=20, final_div_factor=50), n)[0]
+    theirs = rates(lambda opt: lr_scheduler.OneCycleLR(opt, .1, n, pct_start=pct_start, div_factor=20,
+                                                       final_div_factor=50), n)[0]
     ours = one_cycle(.1, 20, 1000, (pct_start * n - 1) / (n - 1))
     np.testing.assert_allclose([ours(i / (n - 1)) for i in range(n)], theirs, rtol=1e-9)
 
@@ -613,36 +649,46 @@ def test_poly_is_a_power_of_progress(power):
     np.testing.assert_allclose([poly(2, 5, power)(p) for p in x], 2 + 3 * x ** power)
 
 
-@pytest.mark.parametrize("bad", [lambda: exp(0, 1), lambda: exp(1, 0), lambda: exp(-1, 1), lambda: exp(math.nan, 1), lambda: poly(0, 1, 0), lambda: poly(0, 1, -1),
-                                 lambda: one_cycle(.1, pct_start=2), lambda: one_cycle(.1, pct_start=-.1), lambda: one_cycle(.1, div=0), lambda: one_cycle(.1, div_final=-1)])
+@pytest.mark.parametrize("bad", [lambda: exp(0, 1), lambda: exp(1, 0), lambda: exp(-1, 1), lambda: exp(math.nan, 1),
+                                 lambda: poly(0, 1, 0), lambda: poly(0, 1, -1), lambda: one_cycle(.1, pct_start=2),
+                                 lambda: one_cycle(.1, pct_start=-.1), lambda: one_cycle(.1, div=0),
+                                 lambda: one_cycle(.1, div_final=-1)])
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(ValueError, match="above 0|from 0 to 1"): bad()
 
 
 @pytest.mark.parametrize("schedules", [[1, 2], [const(1.), 2], [None, const(1.)]])
 def test_numbers_are_no_schedules_to_combine(schedules):
-    with pytest.raises(TypeError, match=r"functions of progress.*got (1|2|None): write const\("): combine([.5, .5], schedules)
+    with pytest.raises(TypeError, match=r"functions of progress.*got (1|2|None): write const\("):
+        combine([.5, .5], schedules)
 
 
-@pytest.mark.parametrize("options, text", [({"n_cycles": 0}, "n_cycles must be a whole number, at least 1, not 0"), ({"n_cycles": 1.5}, "n_cycles.*1.5"), ({"n_cycles": -1}, "n_cycles"),
-                                           ({"mult": 0}, "mult.*above 0, not 0"), ({"mult": -2}, "mult.*not -2"), ({"mult": math.nan}, "mult"), ({"mult": math.inf}, "mult")], ids=str)
+@pytest.mark.parametrize("options, text", [({"n_cycles": 0}, "n_cycles must be a whole number, at least 1, not 0"),
+                                           ({"n_cycles": 1.5}, "n_cycles.*1.5"), ({"n_cycles": -1}, "n_cycles"),
+                                           ({"mult": 0}, "mult.*above 0, not 0"), ({"mult": -2}, "mult.*not -2"),
+                                           ({"mult": math.nan}, "mult"), ({"mult": math.inf}, "mult")], ids=str)
 def test_impossible_restarts_are_refused(options, text):
     with pytest.raises(ValueError, match=text): warm_restarts(**{"high": 1, "low": 0, "n_cycles": 3, **options})
 
 
-@pytest.mark.parametrize("shares, n, text", [([.5, .4], 2, "add up"), ([.5, .6], 2, "add up"), ([1.5, -.5], 2, "at least 0"), ([.5, .5], 3, "2 shares for 3"), ([1], 0, "1 shares? for 0"),
-                                             ([], 0, "at least one"), ([math.nan, 1], 2, "add up|at least 0"), ([0, 0], 2, "add up")])
+@pytest.mark.parametrize("shares, n, text",
+                         [([.5, .4], 2, "add up"), ([.5, .6], 2, "add up"), ([1.5, -.5], 2, "at least 0"),
+                          ([.5, .5], 3, "2 shares for 3"), ([1], 0, "1 shares? for 0"), ([], 0, "at least one"),
+                          ([math.nan, 1], 2, "add up|at least 0"), ([0, 0], 2, "add up")])
 def test_wrong_shares_are_refused(shares, n, text):
     with pytest.raises(ValueError, match=text): combine(shares, [const(1.)] * n)
 
 
-@pytest.mark.parametrize("shares", [[.7, .2, .1], [.1] * 10, [1 / 3] * 3, [.6, .3, .1], [1 / 7] * 7, np.full(49, 1 / 49), torch.tensor([.7, .2, .1])])
+@pytest.mark.parametrize("shares", [[.7, .2, .1], [.1] * 10, [1 / 3] * 3, [.6, .3, .1], [1 / 7] * 7,
+                                    np.full(49, 1 / 49), torch.tensor([.7, .2, .1])])
 def test_shares_that_add_up_but_for_rounding_are_accepted(shares):
     "Each part begins at its own start, also where the sum of shares is a hair beside it; at 1 the last one holds."
     n = len(shares)
-    schedule, starts = combine(shares, [partial(lambda i, p: (i, p), i) for i in range(n)]), np.concatenate([[0], np.cumsum([float(share) for share in shares])])
+    schedule, starts = (combine(shares, [partial(lambda i, p: (i, p), i) for i in range(n)]),
+                        np.concatenate([[0], np.cumsum([float(share) for share in shares])]))
     for i, start in enumerate(starts[:-1]):
-        assert schedule(start) == (i, pytest.approx(0, abs=1e-6)) and schedule((start + starts[i + 1]) / 2) == (i, pytest.approx(.5, abs=1e-6))
+        assert (schedule(start) == (i, pytest.approx(0, abs=1e-6))
+                and schedule((start + starts[i + 1]) / 2) == (i, pytest.approx(.5, abs=1e-6)))
     assert schedule(1.) == schedule(1) == (n - 1, pytest.approx(1, abs=1e-6)) and schedule(0) == (0, 0)
 
 
@@ -656,7 +702,8 @@ def test_combined_parts_join():
     schedule = combine([.2, .3, .5], [cos(0, 1), lin(1, 2), cos(2, 0)])
     x = np.linspace(0, 1, 10001)
     values = np.array([schedule(p) for p in x])
-    assert abs(np.diff(values)).max() < 1e-3 and values[0] == 0 and values[-1] == pytest.approx(0, abs=1e-12) and values.max() == pytest.approx(2)
+    assert (abs(np.diff(values)).max() < 1e-3 and values[0] == 0 and values[-1] == pytest.approx(0, abs=1e-12)
+            and values.max() == pytest.approx(2))
 
 
 class Hypers(Callback):
@@ -665,19 +712,23 @@ class Hypers(Callback):
 
     def before_step(self, learn):
         self.lrs.append([float(group["lr"]) for group in learn.opt.param_groups])
-        self.betas.append([group["betas"][0] if "betas" in group else group.get("momentum", group.get("beta")) for group in learn.opt.param_groups])
+        self.betas.append([group["betas"][0] if "betas" in group else group.get("momentum", group.get("beta"))
+                           for group in learn.opt.param_groups])
 
 
 def small(n_batches, opt=OPTIMIZERS["our SGD"], cbs=(), lr=None, valid=True):
     x, y = data(n_batches)
     loader = [(x[i:i + 1], y[i:i + 1]) for i in range(n_batches)]
-    return Learner(model("plain"), SimpleNamespace(train=loader, valid=[data(10, 2)] if valid else None), F.mse_loss, opt, lr, cbs=list(cbs))
+    return Learner(model("plain"), SimpleNamespace(train=loader, valid=[data(10, 2)] if valid else None), F.mse_loss,
+                   opt, lr, cbs=list(cbs))
 
 
 def one_cycle_by_torch(n, peaks, momentum=True, div=25, div_final=1e5, pct_start=.25, low=.85, high=.95):
-    optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": peak} for peak in peaks], lr=.1, momentum=.9)
-    scheduler = lr_scheduler.OneCycleLR(optimizer, list(peaks), n, pct_start=pct_start, div_factor=div, final_div_factor=div_final / div, cycle_momentum=momentum,
-                                        base_momentum=low, max_momentum=high)
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": peak} for peak in peaks], lr=.1,
+                                momentum=.9)
+    scheduler = lr_scheduler.OneCycleLR(optimizer, list(peaks), n, pct_start=pct_start, div_factor=div,
+                                        final_div_factor=div_final / div, cycle_momentum=momentum, base_momentum=low,
+                                        max_momentum=high)
     lrs, betas = [], []
     for i in range(n):
         lrs.append([group["lr"] for group in optimizer.param_groups])
@@ -715,8 +766,10 @@ def test_fit_one_cycle_ends_at_the_last_rate_and_beta_is_back(opt):
     after = copied([{k: v for k, v in group.items() if k != "params"} for group in learn.opt.param_groups])
     for group, was in zip(after[1:], before[1:]): assert {**group, "lr": 0} == {**was, "lr": 0}
     lrs, betas = np.array(hypers.lrs)[9:, 0], np.array(hypers.betas)[9:, 0]
-    assert lrs[0] == pytest.approx(.001) and lrs.max() == pytest.approx(.01, rel=.01) and lrs[-1] == pytest.approx(1e-5, rel=1e-9)
-    assert betas[0] == pytest.approx(.9) and betas.min() == pytest.approx(.7, rel=.01) and betas[-1] == pytest.approx(.8)
+    assert (lrs[0] == pytest.approx(.001) and lrs.max() == pytest.approx(.01, rel=.01)
+            and lrs[-1] == pytest.approx(1e-5, rel=1e-9))
+    assert (betas[0] == pytest.approx(.9) and betas.min() == pytest.approx(.7, rel=.01)
+            and betas[-1] == pytest.approx(.8))
     hypers.lrs.clear()
     learn.fit(1)
     assert hypers.lrs == [[before[1]["lr"]] * 2] * 9
@@ -732,7 +785,8 @@ def test_one_cycle_over_groups(max_lr, peaks):
     assert by_default.lrs == hypers.lrs
 
 
-@pytest.mark.parametrize("opt, beta", [(partial(torch.optim.SGD, lr=.1), 0), (partial(Optimizer, steppers=[sgd_step], lr=.1), None)])
+@pytest.mark.parametrize("opt, beta",
+                         [(partial(torch.optim.SGD, lr=.1), 0), (partial(Optimizer, steppers=[sgd_step], lr=.1), None)])
 def test_one_cycle_without_momentum_leaves_it(opt, beta):
     hypers = Hypers()
     small(10, opt, [hypers]).fit_one_cycle(2, .1)
@@ -761,8 +815,11 @@ def test_one_cycle_of_few_batches_runs(n):
     assert len(hypers.lrs) == n and hypers.lrs[-1] == [pytest.approx(.1 / 1e5)] * 2
 
 
-@pytest.mark.parametrize("options, text", [({"pct_start": 2}, "pct_start"), ({"pct_start": -.1}, "pct_start"), ({"n_epochs": 0}, "n_epochs"), ({"n_epochs": 1.5}, "n_epochs"), ({"div": 0}, "div"),
-                                           ({"div_final": 0}, "div_final"), ({"betas": (.9, 1.2, .9)}, "beta"), ({"max_lr": -1}, "lr"), ({"max_lr": math.nan}, "lr")])
+@pytest.mark.parametrize("options, text",
+                         [({"pct_start": 2}, "pct_start"), ({"pct_start": -.1}, "pct_start"),
+                          ({"n_epochs": 0}, "n_epochs"), ({"n_epochs": 1.5}, "n_epochs"), ({"div": 0}, "div"),
+                          ({"div_final": 0}, "div_final"), ({"betas": (.9, 1.2, .9)}, "beta"), ({"max_lr": -1}, "lr"),
+                          ({"max_lr": math.nan}, "lr")])
 def test_bad_arguments_of_one_cycle(options, text):
     learn = small(4)
     with pytest.raises(ValueError, match=text): learn.fit_one_cycle(**{"n_epochs": 1, "max_lr": .1, **options})
@@ -784,19 +841,27 @@ def test_one_cycle_without_any_rate():
 
 
 def warm_then_cosine(opt):
-    return lr_scheduler.SequentialLR(opt, [lr_scheduler.LinearLR(opt, .1, 1., 4), lr_scheduler.CosineAnnealingLR(opt, 20)], [4])
+    return lr_scheduler.SequentialLR(opt, [lr_scheduler.LinearLR(opt, .1, 1., 4),
+                                           lr_scheduler.CosineAnnealingLR(opt, 20)], [4])
 
 
 SCHEDULERS = {
-    "LambdaLR": partial(lr_scheduler.LambdaLR, lr_lambda=lambda i: 1 / (1 + i)), "MultiplicativeLR": partial(lr_scheduler.MultiplicativeLR, lr_lambda=lambda i: .97),
-    "StepLR": partial(lr_scheduler.StepLR, step_size=3, gamma=.5), "MultiStepLR": partial(lr_scheduler.MultiStepLR, milestones=[2, 9], gamma=.3),
-    "ConstantLR": partial(lr_scheduler.ConstantLR, factor=.3, total_iters=2), "LinearLR": partial(lr_scheduler.LinearLR, start_factor=.2, total_iters=6),
-    "ExponentialLR": partial(lr_scheduler.ExponentialLR, gamma=.95), "PolynomialLR": partial(lr_scheduler.PolynomialLR, total_iters=20, power=2.),
-    "CosineAnnealingLR": partial(lr_scheduler.CosineAnnealingLR, T_max=20, eta_min=.001), "CyclicLR": partial(lr_scheduler.CyclicLR, base_lr=.01, max_lr=.1, step_size_up=4),
-    "CosineAnnealingWarmRestarts": partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3, T_mult=2), "OneCycleLR": partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=20),
-    "SequentialLR": warm_then_cosine,
-    "ChainedScheduler": lambda opt: lr_scheduler.ChainedScheduler([lr_scheduler.ConstantLR(opt, .1, 3), lr_scheduler.ExponentialLR(opt, .9)])}
-STEPPED = sorted(name for name, cls in vars(lr_scheduler).items() if inspect.isclass(cls) and issubclass(cls, lr_scheduler.LRScheduler)
+    "LambdaLR": partial(lr_scheduler.LambdaLR, lr_lambda=lambda i: 1 / (1 + i)),
+    "MultiplicativeLR": partial(lr_scheduler.MultiplicativeLR, lr_lambda=lambda i: .97),
+    "StepLR": partial(lr_scheduler.StepLR, step_size=3, gamma=.5),
+    "MultiStepLR": partial(lr_scheduler.MultiStepLR, milestones=[2, 9], gamma=.3),
+    "ConstantLR": partial(lr_scheduler.ConstantLR, factor=.3, total_iters=2),
+    "LinearLR": partial(lr_scheduler.LinearLR, start_factor=.2, total_iters=6),
+    "ExponentialLR": partial(lr_scheduler.ExponentialLR, gamma=.95),
+    "PolynomialLR": partial(lr_scheduler.PolynomialLR, total_iters=20, power=2.),
+    "CosineAnnealingLR": partial(lr_scheduler.CosineAnnealingLR, T_max=20, eta_min=.001),
+    "CyclicLR": partial(lr_scheduler.CyclicLR, base_lr=.01, max_lr=.1, step_size_up=4),
+    "CosineAnnealingWarmRestarts": partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3, T_mult=2),
+    "OneCycleLR": partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=20), "SequentialLR": warm_then_cosine,
+    "ChainedScheduler": lambda opt: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(opt, .1, 3), lr_scheduler.ExponentialLR(opt, .9)])}
+STEPPED = sorted(name for name, cls in vars(lr_scheduler).items()
+                 if inspect.isclass(cls) and issubclass(cls, lr_scheduler.LRScheduler)
                  and not name.startswith("_") and name not in ("LRScheduler", "ReduceLROnPlateau"))
 
 
@@ -808,7 +873,8 @@ def test_every_scheduler_of_torch(name, call_on):
     hypers = Hypers()
     learn = small(5, OPTIMIZERS["torch's SGD"], [hypers, LRScheduler(SCHEDULERS[name], call_on)], lr=slice(.02, .05))
     for _ in range(2): learn.fit(4)
-    optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (.02, .05)], momentum=.9)
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (.02, .05)],
+                                momentum=.9)
     lrs, betas = [], []
     for _ in range(2):
         for group, lr in zip(optimizer.param_groups, (.02, .05)):
@@ -860,7 +926,8 @@ def test_on_plateau_is_told_a_result(monitor, values):
 
 
 def test_on_plateau_names_what_there_is():
-    with pytest.raises(ValueError, match="'accuracy'.*train_loss, valid_loss"): small(3, cbs=[LRScheduler(lr_scheduler.ReduceLROnPlateau, "after_epoch", "accuracy")]).fit(1)
+    with pytest.raises(ValueError, match="'accuracy'.*train_loss, valid_loss"):
+        small(3, cbs=[LRScheduler(lr_scheduler.ReduceLROnPlateau, "after_epoch", "accuracy")]).fit(1)
 
 
 N_EPOCHS, N_BATCHES = 5, 40
@@ -877,13 +944,20 @@ def said(make, call_on):
 
 
 @pytest.mark.parametrize("make, call_on, words", [
-    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=TOTAL), "after_epoch", ["OneCycleLR", "200 steps", "5 times", "begin at 0.004", "after_batch"]),
-    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=N_EPOCHS), "after_batch", ["OneCycleLR", "5 steps", "200", "raises an error at step 6", "after_epoch"]),
-    (partial(lr_scheduler.StepLR, step_size=2), "after_batch", ["StepLR", "2 steps", "200 times", "begin at 0.1", "end at", "after_epoch"]),
-    (partial(lr_scheduler.CosineAnnealingLR, T_max=N_EPOCHS), "after_batch", ["CosineAnnealingLR", "5 steps", "200 times", "after_epoch"]),
-    (partial(lr_scheduler.CosineAnnealingLR, T_max=N_BATCHES), "after_epoch", ["CosineAnnealingLR", "40 steps", "5 times", "begin at 0.1", "after_batch"]),
-    (partial(lr_scheduler.ExponentialLR, gamma=.9), "after_batch", ["ExponentialLR", "200 times", "end at 7.8", "after_epoch"]),
-    (lr_scheduler.ReduceLROnPlateau, "after_batch", ["ReduceLROnPlateau", "200", "valid_loss", "cuts the rate", "after_epoch"])])
+    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=TOTAL), "after_epoch",
+     ["OneCycleLR", "200 steps", "5 times", "begin at 0.004", "after_batch"]),
+    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=N_EPOCHS), "after_batch",
+     ["OneCycleLR", "5 steps", "200", "raises an error at step 6", "after_epoch"]),
+    (partial(lr_scheduler.StepLR, step_size=2), "after_batch",
+     ["StepLR", "2 steps", "200 times", "begin at 0.1", "end at", "after_epoch"]),
+    (partial(lr_scheduler.CosineAnnealingLR, T_max=N_EPOCHS), "after_batch",
+     ["CosineAnnealingLR", "5 steps", "200 times", "after_epoch"]),
+    (partial(lr_scheduler.CosineAnnealingLR, T_max=N_BATCHES), "after_epoch",
+     ["CosineAnnealingLR", "40 steps", "5 times", "begin at 0.1", "after_batch"]),
+    (partial(lr_scheduler.ExponentialLR, gamma=.9), "after_batch",
+     ["ExponentialLR", "200 times", "end at 7.8", "after_epoch"]),
+    (lr_scheduler.ReduceLROnPlateau, "after_batch",
+     ["ReduceLROnPlateau", "200", "valid_loss", "cuts the rate", "after_epoch"])])
 def test_the_wrong_place_is_warned_of_and_what_will_happen_is_said(make, call_on, words):
     (text,), error, learn = said(make, call_on)
     for word in words: assert word in text, f"{word!r} is not in {text!r}"
@@ -892,55 +966,78 @@ def test_the_wrong_place_is_warned_of_and_what_will_happen_is_said(make, call_on
 
 
 @pytest.mark.parametrize("make, call_on", [
-    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=TOTAL), "after_batch"), (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=N_EPOCHS), "after_epoch"),
-    (partial(lr_scheduler.StepLR, step_size=2), "after_epoch"), (partial(lr_scheduler.StepLR, step_size=60), "after_batch"),
-    (partial(lr_scheduler.CosineAnnealingLR, T_max=N_EPOCHS), "after_epoch"), (partial(lr_scheduler.CosineAnnealingLR, T_max=TOTAL), "after_batch"),
-    (partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=N_BATCHES), "after_batch"), (partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=2), "after_epoch"),
-    (partial(lr_scheduler.CyclicLR, base_lr=.01, max_lr=.1, step_size_up=20), "after_batch"), (partial(lr_scheduler.LinearLR, total_iters=10), "after_batch"),
-    (partial(lr_scheduler.LinearLR, total_iters=N_EPOCHS), "after_epoch"), (partial(lr_scheduler.ExponentialLR, gamma=.9), "after_epoch"),
-    (partial(lr_scheduler.ExponentialLR, gamma=.99), "after_batch"), (partial(lr_scheduler.MultiStepLR, milestones=[2, 4]), "after_epoch"),
-    (partial(lr_scheduler.PolynomialLR, total_iters=TOTAL), "after_batch"), (partial(lr_scheduler.LambdaLR, lr_lambda=lambda i: .99 ** i), "after_batch"),
-    (lambda opt: lr_scheduler.SequentialLR(opt, [lr_scheduler.LinearLR(opt, .1, 1., 10), lr_scheduler.CosineAnnealingLR(opt, TOTAL - 10)], [10]), "after_batch"),
+    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=TOTAL), "after_batch"),
+    (partial(lr_scheduler.OneCycleLR, max_lr=.1, total_steps=N_EPOCHS), "after_epoch"),
+    (partial(lr_scheduler.StepLR, step_size=2), "after_epoch"),
+    (partial(lr_scheduler.StepLR, step_size=60), "after_batch"),
+    (partial(lr_scheduler.CosineAnnealingLR, T_max=N_EPOCHS), "after_epoch"),
+    (partial(lr_scheduler.CosineAnnealingLR, T_max=TOTAL), "after_batch"),
+    (partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=N_BATCHES), "after_batch"),
+    (partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=2), "after_epoch"),
+    (partial(lr_scheduler.CyclicLR, base_lr=.01, max_lr=.1, step_size_up=20), "after_batch"),
+    (partial(lr_scheduler.LinearLR, total_iters=10), "after_batch"),
+    (partial(lr_scheduler.LinearLR, total_iters=N_EPOCHS), "after_epoch"),
+    (partial(lr_scheduler.ExponentialLR, gamma=.9), "after_epoch"),
+    (partial(lr_scheduler.ExponentialLR, gamma=.99), "after_batch"),
+    (partial(lr_scheduler.MultiStepLR, milestones=[2, 4]), "after_epoch"),
+    (partial(lr_scheduler.PolynomialLR, total_iters=TOTAL), "after_batch"),
+    (partial(lr_scheduler.LambdaLR, lr_lambda=lambda i: .99 ** i), "after_batch"),
+    (lambda opt: lr_scheduler.SequentialLR(opt, [lr_scheduler.LinearLR(opt, .1, 1., 10),
+                                                 lr_scheduler.CosineAnnealingLR(opt, TOTAL - 10)], [10]),
+     "after_batch"),
     (lr_scheduler.ReduceLROnPlateau, "after_epoch")])
 def test_the_right_place_is_not_warned_of(make, call_on): assert said(make, call_on)[:2] == ([], None)
 
 
-@pytest.mark.parametrize("cbs", [lambda: [LRScheduler(SCHEDULERS["StepLR"]), LRScheduler(SCHEDULERS["LinearLR"])], lambda: [ParamScheduler({"lr": const(.1)}), LRScheduler(SCHEDULERS["StepLR"])],
-                                 lambda: [ParamScheduler({"lr": const(.1), "beta": const(.9)}), ParamScheduler({"beta": const(.8)})]])
+@pytest.mark.parametrize("cbs", [lambda: [LRScheduler(SCHEDULERS["StepLR"]), LRScheduler(SCHEDULERS["LinearLR"])],
+                                 lambda: [ParamScheduler({"lr": const(.1)}), LRScheduler(SCHEDULERS["StepLR"])],
+                                 lambda: [ParamScheduler({"lr": const(.1), "beta": const(.9)}),
+                                          ParamScheduler({"beta": const(.8)})]])
 def test_two_schedulers_of_one_hyperparameter_are_refused(cbs):
     learn = small(3, cbs=cbs())
     with pytest.raises(ValueError, match="would both set (lr|beta)"): learn.fit(1)
     learn.cbs.pop()
     learn.fit(1)
-    with pytest.raises(ValueError, match="would both set"): small(3, cbs=[LRScheduler(SCHEDULERS["StepLR"])]).fit_one_cycle(1, .1)
+    with pytest.raises(ValueError, match="would both set"):
+        small(3, cbs=[LRScheduler(SCHEDULERS["StepLR"])]).fit_one_cycle(1, .1)
 
 
 def test_schedulers_of_two_hyperparameters_and_of_groups():
     hypers = Hypers()
-    small(5, cbs=[hypers, ParamScheduler({"lr": [lin(.1, .2), exp(.01, .001)]}), ParamScheduler({"beta": cos(.9, .5)})]).fit(2)
+    small(5, cbs=[hypers, ParamScheduler({"lr": [lin(.1, .2), exp(.01, .001)]}),
+                  ParamScheduler({"beta": cos(.9, .5)})]).fit(2)
     p = np.linspace(0, 1, 10)
     np.testing.assert_allclose(hypers.lrs, np.stack([.1 + .1 * p, .01 * .1 ** p], 1))
     np.testing.assert_allclose(hypers.betas, np.stack([.5 + .2 * (1 + np.cos(np.pi * p))] * 2, 1))
 
 
 @pytest.mark.parametrize("opt, schedules, text", [
-    ("our SGD", {"momentum": const(.9)}, "'momentum'.*did you mean 'beta'"), ("our SGD", {"sqr_beta": const(.9)}, "'sqr_beta'.*has"), ("our SGD", {"nonsense": const(.9)}, "'nonsense'.*beta"),
-    ("our SGD", {"lr": [const(.1)] * 3}, "3 schedules for 2"), ("our SGD", {"lr": [const(.1)]}, "1 schedules? for 2"), ("our SGD", {"lr": const(math.nan)}, "lr must be"),
-    ("our SGD", {"lr": lin(.1, -.1)}, "lr must be"), ("our SGD", {"beta": lin(.9, 1.2)}, "beta must be"), ("our SGD", {"lr": lambda p: math.inf if .3 < p < .7 else .1}, "lr must be"),
-    ("torch's SGD", {"beta": lin(.9, 1.2)}, "beta must be"), ("torch's SGD", {"sqr_beta": const(.9)}, "'sqr_beta'"), ("torch's Adam", {"beta": const(1.)}, "beta must be"),
-    ("our SGD", {"lr": lambda p: "high"}, "lr must be a number"), ("our SGD", {"lr": lambda p: None}, "lr must be a number")])
+    ("our SGD", {"momentum": const(.9)}, "'momentum'.*did you mean 'beta'"),
+    ("our SGD", {"sqr_beta": const(.9)}, "'sqr_beta'.*has"), ("our SGD", {"nonsense": const(.9)}, "'nonsense'.*beta"),
+    ("our SGD", {"lr": [const(.1)] * 3}, "3 schedules for 2"), ("our SGD", {"lr": [const(.1)]}, "1 schedules? for 2"),
+    ("our SGD", {"lr": const(math.nan)}, "lr must be"), ("our SGD", {"lr": lin(.1, -.1)}, "lr must be"),
+    ("our SGD", {"beta": lin(.9, 1.2)}, "beta must be"),
+    ("our SGD", {"lr": lambda p: math.inf if .3 < p < .7 else .1}, "lr must be"),
+    ("torch's SGD", {"beta": lin(.9, 1.2)}, "beta must be"), ("torch's SGD", {"sqr_beta": const(.9)}, "'sqr_beta'"),
+    ("torch's Adam", {"beta": const(1.)}, "beta must be"), ("our SGD", {"lr": lambda p: "high"}, "lr must be a number"),
+    ("our SGD", {"lr": lambda p: None}, "lr must be a number")])
 def test_bad_schedules_are_refused_at_the_fit_and_the_learner_can_go_on(opt, schedules, text):
     learn = small(9, OPTIMIZERS[opt])
     learn.fit(1)
-    before = [float(group["lr"]) for group in learn.opt.param_groups], [group.get("betas", group.get("momentum", group.get("beta"))) for group in learn.opt.param_groups]
+    before = ([float(group["lr"]) for group in learn.opt.param_groups],
+              [group.get("betas", group.get("momentum", group.get("beta"))) for group in learn.opt.param_groups])
     with pytest.raises(ValueError, match=text): learn.fit(1, cbs=[ParamScheduler(schedules)])
     learn.fit(1)
     assert before == ([float(group["lr"]) for group in learn.opt.param_groups],
-                      [group.get("betas", group.get("momentum", group.get("beta"))) for group in learn.opt.param_groups])
+                      [group.get("betas", group.get("momentum", group.get("beta")))
+                       for group in learn.opt.param_groups])
 
 
-@pytest.mark.parametrize("bad", [lambda: ParamScheduler({"lr": .1}), lambda: ParamScheduler({"lr": []}), lambda: ParamScheduler({"lr": [const(.1), .1]}), lambda: ParamScheduler({"lr": None}),
-                                 lambda: LRScheduler(lr_scheduler.StepLR, "after_fit"), lambda: LRScheduler(3), lambda: LRScheduler(lr_scheduler.StepLR(torch.optim.SGD(model().parameters(), .1), 2))])
+@pytest.mark.parametrize("bad", [
+    lambda: ParamScheduler({"lr": .1}), lambda: ParamScheduler({"lr": []}),
+    lambda: ParamScheduler({"lr": [const(.1), .1]}), lambda: ParamScheduler({"lr": None}),
+    lambda: LRScheduler(lr_scheduler.StepLR, "after_fit"), lambda: LRScheduler(3),
+    lambda: LRScheduler(lr_scheduler.StepLR(torch.optim.SGD(model().parameters(), .1), 2))])
 def test_what_is_no_schedule_is_refused_at_once(bad):
     with pytest.raises(ValueError, match="function|call_on"): bad()
 
@@ -1017,7 +1114,8 @@ class Masked(nn.Module):
     def __init__(self):
         super().__init__()
         self.inner, self.made = tiny_net("plain"), None
-        for name, row in (("mask", torch.ones(1, 1)), ("nan", torch.full((1, 1), math.nan)), ("keep", torch.ones(1, 1).bool())):
+        for name, row in (("mask", torch.ones(1, 1)), ("nan", torch.full((1, 1), math.nan)),
+                          ("keep", torch.ones(1, 1).bool())):
             self.register_buffer(name, row.expand(4, 1), persistent=False)
         with torch.inference_mode(): self.made = torch.ones(2)
 
@@ -1043,8 +1141,8 @@ def test_what_cannot_be_put_back_is_an_error_after_all_the_rest():
     learn.fit(1)
 
 
-@pytest.mark.parametrize("use", [lambda learn: learn.fit(1, cbs=[Once("after_batch", cancel_fit)]), lambda learn: learn.lr_find(num_it=5),
-                                 lambda learn: learn.fit(1)])
+@pytest.mark.parametrize("use", [lambda learn: learn.fit(1, cbs=[Once("after_batch", cancel_fit)]),
+                                 lambda learn: learn.lr_find(num_it=5), lambda learn: learn.fit(1)])
 def test_nothing_keeps_a_learner_alive(use):
     gc.collect()
     gc.disable()
@@ -1089,7 +1187,8 @@ class LearntLoss(nn.Module):
 @pytest.mark.parametrize("fitted", [0, 1])
 def test_parameters_outside_of_the_model_come_back(fitted):
     loss = LearntLoss()
-    learn = Learner(model(), loaders(), loss, lambda groups: TORCH_SGD([*groups, {"params": [loss.w, loss.margin]}], lr=.1), None)
+    learn = Learner(model(), loaders(), loss,
+                    lambda groups: TORCH_SGD([*groups, {"params": [loss.w, loss.margin]}], lr=.1), None)
     if fitted: learn.fit(1)
     before = copied({**loss.state_dict(), "margin": loss.margin})
     find(learn, num_it=9)
@@ -1125,10 +1224,12 @@ class Noisy(nn.Module):
 def test_an_optimizers_own_containers_and_a_layers_own_generator_come_back():
     learn = Learner(Noisy(), loaders(), F.mse_loss, Lookahead)
     learn.make_opt()
-    before = copied([learn.opt.slow, dict(learn.opt.other.state)]), learn.model.generator.get_state(), set(learn.model.seen)
+    before = (copied([learn.opt.slow, dict(learn.opt.other.state)]), learn.model.generator.get_state(),
+              set(learn.model.seen))
     find(learn, num_it=5)
     assert_equal(before[0], copied([learn.opt.slow, dict(learn.opt.other.state)]))
-    assert torch.equal(before[1], learn.model.generator.get_state()) and learn.model.seen == before[2] and not hasattr(learn.opt, "n")
+    assert (torch.equal(before[1], learn.model.generator.get_state()) and learn.model.seen == before[2]
+            and not hasattr(learn.opt, "n"))
 
 
 def test_a_model_that_a_callback_doubles_is_as_before_and_so_is_the_list_of_metrics():
@@ -1175,20 +1276,24 @@ class Numbered(torch.utils.data.Sampler):
 def shy_loaders():
     "Loaders that keep what decides their order in places of their own."
     x, y = data(20)
-    items, utils, generator = torch.utils.data.TensorDataset(x, y), torch.utils.data, lambda: torch.Generator().manual_seed(3)
+    items, utils, generator = (torch.utils.data.TensorDataset(x, y), torch.utils.data,
+                               lambda: torch.Generator().manual_seed(3))
     sampler = lambda: utils.RandomSampler(items, generator=generator())
 
     class Flip:
         def __init__(self): self.mine = generator()
         def __call__(self, xb, yb): return xb * torch.randn(len(xb), 1, generator=self.mine), yb
     return {"batch sampler": lambda: utils.DataLoader(items, batch_sampler=utils.BatchSampler(sampler(), 4, False)),
-            "own epochs": lambda: utils.DataLoader(items, 4, sampler=Numbered()), "sampler": lambda: utils.DataLoader(items, 4, sampler=sampler()),
+            "own epochs": lambda: utils.DataLoader(items, 4, sampler=Numbered()),
+            "sampler": lambda: utils.DataLoader(items, 4, sampler=sampler()),
             "transform": lambda: TensorLoader(x, y, 4, shuffle=True, transform=Flip())}
 
 
 @pytest.mark.parametrize("kind", list(shy_loaders()))
 def test_every_order_of_the_data_is_restored_and_saved(kind, tmp_path):
-    def make(): return Learner(model("plain"), SimpleNamespace(train=shy_loaders()[kind](), valid=None), F.mse_loss, TORCH_SGD, .05)
+    def make():
+        return Learner(model("plain"), SimpleNamespace(train=shy_loaders()[kind](), valid=None), F.mse_loss, TORCH_SGD,
+                       .05)
     whole, first, second = make(), make(), make()
     whole.fit(5)
     first.fit(2)
@@ -1200,13 +1305,17 @@ def test_every_order_of_the_data_is_restored_and_saved(kind, tmp_path):
         assert_equal(copied(whole.model.state_dict()), copied(learn.model.state_dict()))
 
 
-@pytest.mark.parametrize("options, text", [({"betas": (.9, 2, .9)}, "beta must be"), ({"betas": (.9, .8)}, "betas.*three"), ({"betas": .9}, "betas.*three"), ({"div": 0}, "div"), ({"max_lr": -1}, "lr must be"),
-                                           ({"cbs": Recorder()}, r"cbs must be a list.*cbs=\[…\]"), ({"pct_start": 3}, "pct_start"), ({"n_epochs": 0}, "n_epochs")])
+@pytest.mark.parametrize("options, text",
+                         [({"betas": (.9, 2, .9)}, "beta must be"), ({"betas": (.9, .8)}, "betas.*three"),
+                          ({"betas": .9}, "betas.*three"), ({"div": 0}, "div"), ({"max_lr": -1}, "lr must be"),
+                          ({"cbs": Recorder()}, r"cbs must be a list.*cbs=\[…\]"), ({"pct_start": 3}, "pct_start"),
+                          ({"n_epochs": 0}, "n_epochs")])
 def test_a_one_cycle_that_is_refused_leaves_the_optimizer_as_it_was(options, text):
     learn = small(4)
     learn.fit(1)
     opt = learn.opt
-    with pytest.raises(ValueError, match=text): learn.fit_one_cycle(**{"n_epochs": 1, "max_lr": .1, "reset_opt": True, **options})
+    with pytest.raises(ValueError, match=text):
+        learn.fit_one_cycle(**{"n_epochs": 1, "max_lr": .1, "reset_opt": True, **options})
     assert learn.opt is opt
 
 
@@ -1222,6 +1331,7 @@ def test_no_one_cycle_in_the_middle_of_a_fit():
     assert learn.opt is nested.opt
 
 
-@pytest.mark.parametrize("make", [lambda opt: lr_scheduler.MultiStepLR(opt, []), lambda opt: lr_scheduler.SequentialLR(opt, [lr_scheduler.ConstantLR(opt)], [])])
+@pytest.mark.parametrize("make", [lambda opt: lr_scheduler.MultiStepLR(opt, []),
+                                  lambda opt: lr_scheduler.SequentialLR(opt, [lr_scheduler.ConstantLR(opt)], [])])
 @pytest.mark.parametrize("call_on", ["after_batch", "after_epoch"])
 def test_schedulers_without_milestones_run(make, call_on): small(4, cbs=[LRScheduler(make, call_on)], lr=.1).fit(2)

@@ -25,7 +25,8 @@ def halve(p, grad, state): return grad / 2
 
 def net(dtype=torch.float64, device="cpu"):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 7), nn.Tanh(), nn.Linear(7, 1)).to(device, dtype)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(3 * 36, 7), nn.Tanh(),
+                         nn.Linear(7, 1)).to(device, dtype)
 
 
 def train(model, optimizer, n=100, seed=1):
@@ -39,7 +40,8 @@ def train(model, optimizer, n=100, seed=1):
     return [p.detach().cpu() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("dtype, device, tolerance", [(torch.float64, "cpu", 0), (torch.float32, "cpu", 0), (torch.float32, "default", 1e-6)])
+@pytest.mark.parametrize("dtype, device, tolerance",
+                         [(torch.float64, "cpu", 0), (torch.float32, "cpu", 0), (torch.float32, "default", 1e-6)])
 def test_equals_torch_sgd(dtype, device, tolerance):
     device = default_device() if device == "default" else device
     ours, theirs = net(dtype, device), net(dtype, device)
@@ -53,7 +55,8 @@ def test_groups_closures_and_missing_gradients_equal_torchs():
     for make in (lambda groups: torch.optim.SGD(groups, lr=.1), lambda groups: Optimizer(groups, [sgd_step], lr=.1)):
         model = net()
         model[2].bias.requires_grad_(False)  # it never gets a gradient
-        optimizer = make([{"params": model[0].parameters(), "lr": .01}, {"params": [*model[2].parameters(), *model[4].parameters()]}])
+        optimizer = make([{"params": model[0].parameters(), "lr": .01},
+                          {"params": [*model[2].parameters(), *model[4].parameters()]}])
         x = torch.ones(2, 1, 8, 8, dtype=torch.float64)
 
         def closure():
@@ -69,10 +72,12 @@ def test_groups_closures_and_missing_gradients_equal_torchs():
 
 
 def test_schedulers_of_torch_turn_the_rate():
-    for scheduler in (functools.partial(torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, T_0=7), functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=.9)):
+    for scheduler in (functools.partial(torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, T_0=7),
+                      functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=.9)):
         ours, theirs = net(), net()
         pairs = []
-        for model, optimizer in ((ours, Optimizer(ours.parameters(), [sgd_step], lr=.1)), (theirs, torch.optim.SGD(theirs.parameters(), lr=.1))):
+        for model, optimizer in ((ours, Optimizer(ours.parameters(), [sgd_step], lr=.1)),
+                                 (theirs, torch.optim.SGD(theirs.parameters(), lr=.1))):
             schedule, rates = scheduler(optimizer), []
             for seed in range(20):
                 train(model, optimizer, 1, seed)
@@ -140,15 +145,17 @@ def test_a_state_with_a_schedulers_notes_fits():
 
 
 def test_a_state_of_named_parameters_fits_where_names_are_missing():
-    named, plain = Optimizer(net().named_parameters(), [heavy_ball], lr=.1), Optimizer(net().parameters(), [heavy_ball], lr=.2)
+    named, plain = (Optimizer(net().named_parameters(), [heavy_ball], lr=.1),
+                    Optimizer(net().parameters(), [heavy_ball], lr=.2))
     plain.load_state_dict(named.state_dict())
     assert plain.param_groups[0]["lr"] == .1
 
 
 def test_the_outcome_is_a_word_for_what_the_ball_did():
     steps = np.arange(101)[:, None]
-    for path, word in ((.99 ** steps, "crawls"), ((-.99) ** steps, "hops"), (.99 ** steps * np.cos(.3 * steps), "swings"),
-                       (.5 ** steps, "lands"), (1.1 ** steps, "flies out"), (steps * math.nan, "flies out")):
+    for path, word in ((.99 ** steps, "crawls"), ((-.99) ** steps, "hops"),
+                       (.99 ** steps * np.cos(.3 * steps), "swings"), (.5 ** steps, "lands"),
+                       (1.1 ** steps, "flies out"), (steps * math.nan, "flies out")):
         assert outcome(path) == word
 
 
@@ -189,7 +196,8 @@ def test_n_models_with_n_rates_equal_each_alone(dtype):
     together = run(start, lr=rates, beta=betas)
     for i in range(5):
         alone = run([p[i] for p in start], lr=rates[i].item(), beta=betas[i].item())
-        for a, b in zip(together, alone): torch.testing.assert_close(a[i], b, atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0)
+        for a, b in zip(together, alone):
+            torch.testing.assert_close(a[i], b, atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0)
 
 
 def test_a_gradient_scaler_skips_an_infinite_step():
@@ -214,11 +222,15 @@ WEIGHTS = [nn.Parameter(torch.zeros(3))]
 @pytest.mark.parametrize("params, steppers, hypers, message", [
     (WEIGHTS, [sgd_step], {}, "Missing hyperparameter 'lr'"),
     (WEIGHTS, [sgd_step], {"lr": -1.}, "lr must be finite and at least 0, not -1.0"),
-    (WEIGHTS, [sgd_step], {"lr": math.inf}, "lr must be finite"), (WEIGHTS, [sgd_step], {"lr": math.nan}, "lr must be finite"),
-    (WEIGHTS, [sgd_step], {"lr": "0.1"}, "lr must be a number"), (WEIGHTS, [sgd_step], {"lr": True}, "lr must be a number"),
-    (WEIGHTS, [sgd_step], {"lr": None}, "lr must be a number"), (WEIGHTS, [sgd_step], {"lr": 1j}, "lr must be a number"),
+    (WEIGHTS, [sgd_step], {"lr": math.inf}, "lr must be finite"),
+    (WEIGHTS, [sgd_step], {"lr": math.nan}, "lr must be finite"),
+    (WEIGHTS, [sgd_step], {"lr": "0.1"}, "lr must be a number"),
+    (WEIGHTS, [sgd_step], {"lr": True}, "lr must be a number"),
+    (WEIGHTS, [sgd_step], {"lr": None}, "lr must be a number"),
+    (WEIGHTS, [sgd_step], {"lr": 1j}, "lr must be a number"),
     (WEIGHTS, [sgd_step], {"lr": .1, "bta": .9}, "Unknown hyperparameter 'bta'"),
-    (WEIGHTS, [heavy_ball], {"lr": .1, "bta": .9}, "did you mean 'beta'"), (WEIGHTS, [heavy_ball], {"lr": .1, "momentum": .9}, "did you mean 'beta'"),
+    (WEIGHTS, [heavy_ball], {"lr": .1, "bta": .9}, "did you mean 'beta'"),
+    (WEIGHTS, [heavy_ball], {"lr": .1, "momentum": .9}, "did you mean 'beta'"),
     (WEIGHTS, [heavy_ball], {"lr": .1, "beta": 1.}, "beta must be finite and at least 0 and below 1, not 1.0"),
     (WEIGHTS, [heavy_ball], {"lr": .1, "beta": -.1}, "below 1"),
     (WEIGHTS, [heavy_ball, beta_of_half], {"lr": .1}, "different defaults, 0.9 and 0.5"),
@@ -233,7 +245,8 @@ WEIGHTS = [nn.Parameter(torch.zeros(3))]
     ([torch.zeros(3, dtype=torch.int64)], [sgd_step], {"lr": .1}, "torch.int64"),
     ([torch.zeros(3, dtype=torch.complex64)], [sgd_step], {"lr": .1}, "torch.complex64"),
     (WEIGHTS, [sgd_step], {"lr": torch.tensor([.1, .2])}, "2 values.*first axis of 2"),
-    (WEIGHTS, [sgd_step], {"lr": torch.tensor([[.1]])}, "one axis"), (WEIGHTS, [sgd_step], {"lr": torch.tensor(1)}, "floating point"),
+    (WEIGHTS, [sgd_step], {"lr": torch.tensor([[.1]])}, "one axis"),
+    (WEIGHTS, [sgd_step], {"lr": torch.tensor(1)}, "floating point"),
     (WEIGHTS, [sgd_step], {"lr": torch.tensor(True)}, "floating point"),
     (WEIGHTS, [sgd_step], {"lr": torch.tensor([.1, math.nan, .1])}, "lr must be finite")])
 def test_bad_input_is_named(params, steppers, hypers, message):
@@ -248,16 +261,20 @@ def test_sparse_gradients_are_refused():
 
 def test_a_group_added_late_is_checked_too():
     optimizer = Optimizer(WEIGHTS, [sgd_step], lr=.1)
-    with pytest.raises(ValueError, match="at least 0"): optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": -1})
-    with pytest.raises(ValueError, match="int64"): optimizer.add_param_group({"params": [torch.zeros(1, dtype=torch.int64)]})
-    with pytest.raises(ValueError, match="first axis"): optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": torch.ones(2)})
+    with pytest.raises(ValueError, match="at least 0"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": -1})
+    with pytest.raises(ValueError, match="int64"):
+        optimizer.add_param_group({"params": [torch.zeros(1, dtype=torch.int64)]})
+    with pytest.raises(ValueError, match="first axis"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": torch.ones(2)})
     with pytest.raises(TypeError, match="dict"): optimizer.add_param_group([nn.Parameter(torch.zeros(1))])
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     assert optimizer.param_groups[1]["lr"] == .1
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler"))])
+@pytest.mark.parametrize("backend", [
+    "eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler"))])
 @pytest.mark.parametrize("lr", [.05, torch.tensor(.05)])
 def test_compiled_step(backend, lr):
     graphs = []
@@ -277,7 +294,8 @@ def test_compiled_step(backend, lr):
 
 @pytest.mark.parametrize("value", [1 - 1e-9, 0, .5])
 def test_numbers_are_compared_as_python_has_them(value):
-    assert Optimizer([nn.Parameter(torch.zeros(1, dtype=torch.float64))], [heavy_ball], lr=1e39, beta=value).param_groups[0]["beta"] == value
+    assert Optimizer([nn.Parameter(torch.zeros(1, dtype=torch.float64))], [heavy_ball], lr=1e39,
+                     beta=value).param_groups[0]["beta"] == value
 
 
 @pytest.mark.parametrize("lr", [.01, .3, 1., 1.99, 2.5])

@@ -1,8 +1,8 @@
-"""Sweeps against the same models trained alone by torch.optim: nets, optimizers, slices, seeds, loaders, lost points, bad input, and the live map."""
+"""Sweeps against the same models trained alone by torch.optim: nets, optimizers, slices, seeds, loaders, lost points,
+bad input, and the live map."""
 import copy
 import math
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from course_lib.adam import LAMB, Adam, AdamW, Lion
 from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
-from course_lib.sgd import Optimizer, sgd_step
+from course_lib.sgd import Optimizer
 from course_lib.sweep import ACTIVATIONS, Sweep, SweepExplorer, axis_values, first_known, is_mlp, sweep
 from tiny import every_device
 
@@ -47,7 +47,8 @@ class Used(nn.Module):
 def mlp(): return nn.Sequential(nn.Flatten(), nn.Linear(36, 7), nn.ReLU(), nn.Linear(7, 3))
 
 
-def conv(*between, bias=True): return nn.Sequential(nn.Conv2d(1, 2, 3, bias=bias), *between, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+def conv(*between, bias=True):
+    return nn.Sequential(nn.Conv2d(1, 2, 3, bias=bias), *between, nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
 
 
 def frozen(model, *names):
@@ -56,7 +57,8 @@ def frozen(model, *names):
 
 
 def tied():
-    model = Used(lambda m, x: m.out(m.again(m.first(x.flatten(1)).tanh()).tanh()), first=nn.Linear(36, 5), again=nn.Linear(5, 5), out=nn.Linear(5, 5))
+    model = Used(lambda m, x: m.out(m.again(m.first(x.flatten(1)).tanh()).tanh()), first=nn.Linear(36, 5),
+                 again=nn.Linear(5, 5), out=nn.Linear(5, 5))
     model.out.weight = model.again.weight
     return model
 
@@ -64,21 +66,27 @@ def tied():
 NETS = {
     "mlp": mlp,
     "one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
-    "hidden layers, no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6, bias=False), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4),
+    "hidden layers, no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6, bias=False), nn.Tanh(),
+                                                    nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4),
                                                     nn.Tanh(), nn.Linear(4, 3, bias=False)),
-    "tokens": lambda: nn.Sequential(nn.Flatten(1, 2), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten(), nn.Linear(12, 3)),
+    "tokens": lambda: nn.Sequential(nn.Flatten(1, 2), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten(),
+                                    nn.Linear(12, 3)),
     "tied": tied,
-    "used twice": lambda: Used(lambda m, x: m.out(m.twice(m.twice(x.flatten(1)).tanh())), twice=nn.Linear(36, 36), out=nn.Linear(36, 3)),
+    "used twice": lambda: Used(lambda m, x: m.out(m.twice(m.twice(x.flatten(1)).tanh())), twice=nn.Linear(36, 36),
+                               out=nn.Linear(36, 3)),
     "frozen first": lambda: frozen(mlp(), "1.weight", "1.bias"),
     "frozen last": lambda: frozen(mlp(), "3.weight", "3.bias"),
     "frozen bias": lambda: frozen(mlp(), "1.bias"),
     "frozen weight": lambda: frozen(mlp(), "1.weight", "3.weight"),
-    "a vector into a layer": lambda: Used(lambda m, x: m.out(x.flatten(1)) + m.inner(m.start), start=nn.Parameter(torch.randn(4)),
+    "a vector into a layer": lambda: Used(lambda m, x: m.out(x.flatten(1)) + m.inner(m.start),
+                                          start=nn.Parameter(torch.randn(4)),
                                           inner=nn.Linear(4, 3), out=nn.Linear(36, 3)),
-    "a scalar, one unused": lambda: Used(lambda m, x: m.scale * m.out(x.flatten(1)), scale=nn.Parameter(torch.tensor(1.5)), idle=nn.Linear(2, 2),
+    "a scalar, one unused": lambda: Used(lambda m, x: m.scale * m.out(x.flatten(1)),
+                                         scale=nn.Parameter(torch.tensor(1.5)), idle=nn.Linear(2, 2),
                                          out=nn.Linear(36, 3)),
     "layernorm": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)),
-    "embedding": lambda: nn.Sequential(Used(lambda m, x: m.table((x.flatten(1) > 0).long()), table=nn.Embedding(2, 3)), nn.Flatten(), nn.Linear(108, 3)),
+    "embedding": lambda: nn.Sequential(Used(lambda m, x: m.table((x.flatten(1) > 0).long()), table=nn.Embedding(2, 3)),
+                                       nn.Flatten(), nn.Linear(108, 3)),
     "conv": conv,
     "batchnorm": lambda: conv(nn.BatchNorm2d(2)),
     "batchnorm, mean of all": lambda: conv(nn.BatchNorm2d(2, momentum=None)),
@@ -97,7 +105,8 @@ def pairs(n=4, size=8, last=5, dtype=F64, seed=1):
     "Batches of images `[size, 1, 6, 6]` in 3 classes; the last one has `last` images."
     generator = torch.Generator().manual_seed(seed)
     sizes = [size] * (n - 1) + [last]
-    return [(torch.randn(k, 1, 6, 6, generator=generator, dtype=F64).to(dtype), torch.randint(0, 3, (k,), generator=generator)) for k in sizes]
+    return [(torch.randn(k, 1, 6, 6, generator=generator, dtype=F64).to(dtype),
+             torch.randint(0, 3, (k,), generator=generator)) for k in sizes]
 
 
 def trained_alone(model, make_optimizer, batches, n_steps, seed=None, loss_func=F.cross_entropy):
@@ -116,26 +125,34 @@ def trained_alone(model, make_optimizer, batches, n_steps, seed=None, loss_func=
     return model, torch.stack(losses)
 
 
-def points(grid): return [(index, dict(zip(grid, (float(axis[i]) for axis, i in zip(grid.values(), index))))) for index in np.ndindex(*map(len, grid.values()))]
+def points(grid):
+    return [(index, dict(zip(grid, (float(axis[i]) for axis, i in zip(grid.values(), index)))))
+            for index in np.ndindex(*map(len, grid.values()))]
 
 
-def assert_as_alone(model, ours, theirs, grid, batches, n_steps, eps=1e-8, seed=None, loss_func=F.cross_entropy, weights=True, **options):
+def assert_as_alone(model, ours, theirs, grid, batches, n_steps, eps=1e-8, seed=None, loss_func=F.cross_entropy,
+                    weights=True, **options):
     "theirs: (params, **point) -> the optimizer that trains a point alone; weights: whether these are compared too."
-    result = sweep(model, loss_func, ours, batches, n_steps, grid, **({} if seed is None else {"seed": seed}), **options)
+    result = sweep(model, loss_func, ours, batches, n_steps, grid, **({} if seed is None else {"seed": seed}),
+                   **options)
     assert result.loss.shape == (*map(len, grid.values()), n_steps) and result.names == tuple(grid)
     for index, point in points(grid):
-        expected, losses = trained_alone(model, lambda params: theirs(params, **point), batches, n_steps, seed, loss_func)
+        expected, losses = trained_alone(model, lambda params: theirs(params, **point), batches, n_steps, seed,
+                                         loss_func)
         assert losses.isfinite().all() and losses[0] != losses[-1], f"no test at {point}"
         torch.testing.assert_close(result.loss[index], losses, rtol=eps, atol=eps, msg=lambda m: f"{point}: {m}")
         if not weights: continue
         own, state = result.params(*index), expected.state_dict()
         assert list(own) == list(state)
-        for name in state: torch.testing.assert_close(own[name], state[name], rtol=eps, atol=eps, msg=lambda m: f"{point}, {name}: {m}")
+        for name in state:
+            torch.testing.assert_close(own[name], state[name], rtol=eps, atol=eps,
+                                       msg=lambda m: f"{point}, {name}: {m}")
     return result
 
 
 class ByHand(torch.optim.Optimizer):
-    "A paper's rule for what torch.optim lacks: `rule(p, grad, averages, t, **hypers)`, where averages begin as two zeros like p."
+    """A paper's rule for what torch.optim lacks: `rule(p, grad, averages, t, **hypers)`, where averages begin as two
+    zeros like p."""
     def __init__(self, params, rule, **hypers):
         super().__init__(params, hypers)
         self.rule = rule
@@ -147,7 +164,8 @@ class ByHand(torch.optim.Optimizer):
             state = self.state[p] or self.state.setdefault(p, {})
             state.setdefault("averages", [torch.zeros_like(p), torch.zeros_like(p)])
             state["t"] = state.get("t", 0) + 1
-            self.rule(p, p.grad, state["averages"], state["t"], **{k: v for k, v in self.param_groups[0].items() if k not in ("params", "param_names")})
+            self.rule(p, p.grad, state["averages"], state["t"],
+                      **{k: v for k, v in self.param_groups[0].items() if k not in ("params", "param_names")})
 
 
 def lion(p, grad, averages, t, lr, beta, slow_beta):
@@ -185,19 +203,27 @@ momentum_sgd = partial(SGD, momentum=.9)
 # ours, (params, **point) -> theirs, grid
 OPTIMIZERS = {
     "SGD, lr": (SGD, T.SGD, {"lr": [.01, .1, .3]}),
-    "SGD, lr × beta": (momentum_sgd, lambda p, lr, beta: T.SGD(p, lr, momentum=beta), {"lr": [.01, .1], "beta": [0, .5, .9]}),
-    "nesterov, beta × weight_decay": (partial(SGD, lr=.05, momentum=.9, nesterov=True), lambda p, beta, weight_decay: T.SGD(
-        p, .05, momentum=beta, weight_decay=weight_decay, nesterov=True), {"beta": [.3, .9], "weight_decay": [0, .1]}),
-    "SGD, 3 axes": (momentum_sgd, lambda p, lr, beta, weight_decay: T.SGD(p, lr, momentum=beta, weight_decay=weight_decay),
+    "SGD, lr × beta": (momentum_sgd, lambda p, lr, beta: T.SGD(p, lr, momentum=beta),
+                       {"lr": [.01, .1], "beta": [0, .5, .9]}),
+    "nesterov, beta × weight_decay": (partial(SGD, lr=.05, momentum=.9, nesterov=True),
+                                      lambda p, beta, weight_decay: T.SGD(
+                                          p, .05, momentum=beta, weight_decay=weight_decay, nesterov=True),
+                                      {"beta": [.3, .9], "weight_decay": [0, .1]}),
+    "SGD, 3 axes": (momentum_sgd,
+                    lambda p, lr, beta, weight_decay: T.SGD(p, lr, momentum=beta, weight_decay=weight_decay),
                     {"weight_decay": [0., .01], "lr": [.02, .1], "beta": [.5, .9]}),
-    "RMSProp, lr × sqr_beta": (RMSProp, lambda p, lr, sqr_beta: T.RMSprop(p, lr, alpha=sqr_beta), {"lr": [1e-3, 1e-2], "sqr_beta": [.5, .9, .99]}),
-    "Adam, lr × beta": (Adam, lambda p, lr, beta: T.Adam(p, lr, (beta, .999)), {"lr": [1e-3, 1e-2, .05], "beta": [0., .9]}),
+    "RMSProp, lr × sqr_beta": (RMSProp, lambda p, lr, sqr_beta: T.RMSprop(p, lr, alpha=sqr_beta),
+                               {"lr": [1e-3, 1e-2], "sqr_beta": [.5, .9, .99]}),
+    "Adam, lr × beta": (Adam, lambda p, lr, beta: T.Adam(p, lr, (beta, .999)),
+                        {"lr": [1e-3, 1e-2, .05], "beta": [0., .9]}),
     "Adam, sqr_beta × eps": (partial(Adam, lr=.01), lambda p, sqr_beta, eps: T.Adam(p, .01, (.9, sqr_beta), eps),
                              {"sqr_beta": [.5, .99], "eps": [1e-8, 1e-3, 1.]}),
-    "AdamW, lr × weight_decay": (AdamW, lambda p, lr, weight_decay: T.AdamW(p, lr, weight_decay=weight_decay), {"lr": [1e-3, .02], "weight_decay": [0., .1, 1.]}),
+    "AdamW, lr × weight_decay": (AdamW, lambda p, lr, weight_decay: T.AdamW(p, lr, weight_decay=weight_decay),
+                                 {"lr": [1e-3, .02], "weight_decay": [0., .1, 1.]}),
     "Lion": (Lion, partial(ByHand, rule=lion), {"lr": [1e-3, 1e-2], "beta": [.5, .9], "slow_beta": [.9]}),
     "LAMB": (LAMB, partial(ByHand, rule=lamb), {"lr": [1e-3, 1e-2], "weight_decay": [0, .1]}),
-    "one's own": (lambda params: Optimizer(params, [with_memory], lr=.1), partial(ByHand, rule=with_memory_by_hand), {"lr": [.01, .1], "pull": [0, .3, 1]})}
+    "one's own": (lambda params: Optimizer(params, [with_memory], lr=.1),
+                  partial(ByHand, rule=with_memory_by_hand), {"lr": [.01, .1], "pull": [0, .3, 1]})}
 
 
 @every_device
@@ -206,7 +232,8 @@ def test_every_net_as_if_alone(kind, device):
     model = net(kind, device=device)
     result = assert_as_alone(model, *OPTIMIZERS["SGD, lr × beta"][:2], {"lr": [.01, .1], "beta": [.5, .9]}, pairs(), 50)
     if kind.startswith("batchnorm") and model.training:
-        assert result.params(0, 0)["1.num_batches_tracked"] == 50 and not torch.equal(*(result.params(i, 0)["4.weight"] for i in (0, 1)))
+        assert (result.params(0, 0)["1.num_batches_tracked"] == 50
+                and not torch.equal(*(result.params(i, 0)["4.weight"] for i in (0, 1))))
 
 
 @every_device
@@ -218,34 +245,39 @@ def test_every_optimizer_as_if_alone(kind, device):
 
 @every_device
 @pytest.mark.parametrize("kind", ["Adam, lr × beta", "AdamW, lr × weight_decay", "RMSProp, lr × sqr_beta"])
-def test_batchnorm_with_others_than_sgd(kind, device): assert_as_alone(net("batchnorm, no affine", device=device), *OPTIMIZERS[kind], pairs(), 50)
+def test_batchnorm_with_others_than_sgd(kind, device):
+    assert_as_alone(net("batchnorm, no affine", device=device), *OPTIMIZERS[kind], pairs(), 50)
 
 
 @every_device
 @pytest.mark.parametrize("kind", ["mlp", "tokens", "conv", "batchnorm"])
 @pytest.mark.parametrize("optimizer", ["SGD, lr × beta", "Adam, lr × beta"])
 def test_float32(kind, optimizer, device):
-    "The losses: Adam divides a gradient that is rounding error by its own size, so that weights without one may differ."
+    """The losses: Adam divides a gradient that is rounding error by its own size, so that weights without one may
+    differ."""
     ours, theirs, grid = OPTIMIZERS[optimizer]
     grid = {**grid, "lr": [1e-3, 1e-2]}
-    result = assert_as_alone(net(kind, torch.float32, device), ours, theirs, grid, pairs(dtype=torch.float32), 15, 1e-3, weights=False)
+    result = assert_as_alone(net(kind, torch.float32, device), ours, theirs, grid, pairs(dtype=torch.float32), 15, 1e-3,
+                             weights=False)
     assert result.loss.dtype is torch.float32
 
 
 @pytest.mark.parametrize("last", [8, 5])
 def test_dropout_draws_what_a_model_alone_draws_from_that_seed(last):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Dropout(.2), nn.Linear(36, 7), nn.ReLU(), nn.Dropout(.5), nn.Linear(7, 3)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(.2), nn.Linear(36, 7), nn.ReLU(), nn.Dropout(.5),
+                          nn.Linear(7, 3)).double()
     assert_as_alone(model, *OPTIMIZERS["SGD, lr"], pairs(last=last), 20, seed=3)
 
 
 def test_axes_of_every_sort():
     "Lists of whole numbers, arrays, tensors that want a gradient: the same axis."
     expected = sweep(net(), F.cross_entropy, SGD, pairs(), 3, {"lr": torch.tensor([0., 1.], dtype=F64)})
-    for axis in ([0, 1], (0., 1.), np.array([0, 1]), torch.tensor([0, 1]), torch.tensor([0., 1.], requires_grad=True), range(2),
-                 [torch.tensor(0.), torch.tensor(1.)]):
+    for axis in ([0, 1], (0., 1.), np.array([0, 1]), torch.tensor([0, 1]), torch.tensor([0., 1.], requires_grad=True),
+                 range(2), [torch.tensor(0.), torch.tensor(1.)]):
         result = sweep(net(), F.cross_entropy, SGD, pairs(), 3, {"lr": axis})
-        assert torch.equal(result.loss, expected.loss) and result.values[0].tolist() == [0, 1] and not result.values[0].requires_grad
+        assert (torch.equal(result.loss, expected.loss) and result.values[0].tolist() == [0, 1]
+                and not result.values[0].requires_grad)
     assert torch.equal(result.params(0)["1.weight"], net()[1].weight)
 
 
@@ -255,7 +287,8 @@ def test_axes_of_every_sort():
 @pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: kind.__name__)
 def test_every_activation_as_if_alone(kind):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 7), kind(), nn.Linear(7, 5, bias=False), kind(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 7), kind(), nn.Linear(7, 5, bias=False), kind(),
+                          nn.Linear(5, 3)).double()
     assert is_mlp(model)
     assert_as_alone(model, *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 10)
 
@@ -267,9 +300,10 @@ def test_what_is_written_out_and_what_is_left_to_vmap():
     hooked, twice = mlp(), nn.Linear(5, 5)
     hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     yes = [mlp(), nn.Sequential(nn.Linear(36, 3)), nn.Sequential(nn.Tanh(), nn.Linear(36, 3), nn.Identity())]
-    no = [nn.Linear(36, 3), nn.Sequential(), nn.Sequential(nn.ReLU()), hooked, nn.Sequential(twice, nn.ReLU(), twice), frozen(mlp(), "1.bias"),
-          nn.Sequential(nn.Linear(36, 3), nn.Dropout()), nn.Sequential(Doubled(36, 3)), nn.Sequential(nn.Flatten(2), nn.Linear(36, 3)),
-          nn.Sequential(nn.Linear(36, 3), nn.Flatten()), nn.Sequential(nn.Linear(36, 3), nn.Softmax(1))]
+    no = [nn.Linear(36, 3), nn.Sequential(), nn.Sequential(nn.ReLU()), hooked, nn.Sequential(twice, nn.ReLU(), twice),
+          frozen(mlp(), "1.bias"), nn.Sequential(nn.Linear(36, 3), nn.Dropout()), nn.Sequential(Doubled(36, 3)),
+          nn.Sequential(nn.Flatten(2), nn.Linear(36, 3)), nn.Sequential(nn.Linear(36, 3), nn.Flatten()),
+          nn.Sequential(nn.Linear(36, 3), nn.Softmax(1))]
     assert [is_mlp(model) for model in yes + no] == [True] * len(yes) + [False] * len(no)
     assert_as_alone(hooked.double(), *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 10)
 
@@ -286,16 +320,20 @@ def test_written_out_equals_vmap(monkeypatch):
 def at_two(pred, yb): return (pred[:, 2] - yb).square().mean()
 
 
-LOSSES = {"module": nn.CrossEntropyLoss(), "smoothed": nn.CrossEntropyLoss(label_smoothing=.1), "one class ignored": nn.CrossEntropyLoss(ignore_index=1),
-          "weighted": nn.CrossEntropyLoss(weight=torch.tensor([1., 2, 5], dtype=F64)), "sum": nn.CrossEntropyLoss(reduction="sum"),
-          "partial": partial(F.cross_entropy, label_smoothing=.1), "one's own": at_two, "smooth L1": lambda pred, yb: F.smooth_l1_loss(pred[:, 0], yb.to(pred.dtype))}
+LOSSES = {"module": nn.CrossEntropyLoss(), "smoothed": nn.CrossEntropyLoss(label_smoothing=.1),
+          "one class ignored": nn.CrossEntropyLoss(ignore_index=1),
+          "weighted": nn.CrossEntropyLoss(weight=torch.tensor([1., 2, 5], dtype=F64)),
+          "sum": nn.CrossEntropyLoss(reduction="sum"),
+          "partial": partial(F.cross_entropy, label_smoothing=.1), "one's own": at_two,
+          "smooth L1": lambda pred, yb: F.smooth_l1_loss(pred[:, 0], yb.to(pred.dtype))}
 
 
 @every_device
 @pytest.mark.parametrize("kind", LOSSES)
 def test_every_loss_as_if_alone(kind, device):
     loss_func = LOSSES[kind].to(device) if isinstance(LOSSES[kind], nn.Module) else LOSSES[kind]
-    assert_as_alone(net(device=device), *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 20, loss_func=loss_func)
+    assert_as_alone(net(device=device), *OPTIMIZERS["SGD, lr"][:2], {"lr": [1e-3, .01]}, pairs(), 20,
+                    loss_func=loss_func)
 
 
 @pytest.mark.parametrize("targets", ["-100 is not counted", "shares of classes", "a class for each place", "numbers"])
@@ -305,9 +343,13 @@ def test_targets_of_every_sort(targets):
     model, loss_func, batches = net(), F.cross_entropy, pairs()
     if targets == "-100 is not counted":
         for _, yb in batches: yb[1:4] = -100
-    elif targets == "shares of classes": batches = [(xb, torch.rand(len(xb), 3, generator=generator, dtype=F64)) for xb, _ in batches]
-    elif targets == "a class for each place": model, batches = places, [(xb, torch.randint(0, 3, (len(xb), 4), generator=generator)) for xb, _ in batches]
-    else: loss_func, batches = F.mse_loss, [(xb, torch.randn(len(xb), 3, generator=generator, dtype=F64)) for xb, _ in batches]
+    elif targets == "shares of classes":
+        batches = [(xb, torch.rand(len(xb), 3, generator=generator, dtype=F64)) for xb, _ in batches]
+    elif targets == "a class for each place":
+        model, batches = places, [(xb, torch.randint(0, 3, (len(xb), 4), generator=generator)) for xb, _ in batches]
+    else:
+        loss_func, batches = (F.mse_loss,
+                              [(xb, torch.randn(len(xb), 3, generator=generator, dtype=F64)) for xb, _ in batches])
     assert_as_alone(model, *OPTIMIZERS["SGD, lr"][:2], {"lr": [.01, .1]}, batches, 20, loss_func=loss_func)
 
 
@@ -323,12 +365,14 @@ def test_a_lost_point_leaves_its_neighbours_bit_for_bit(kind, dtype, device):
         return sweep(net(kind, dtype, device), F.cross_entropy, momentum_sgd, pairs(dtype=dtype), 20, grid)
 
     tame, wild = trained(.05), trained(lost)
-    assert tame.loss.isfinite().all() and not wild.loss[1, :, -1].isfinite().any() and not wild.final()[1].isfinite().any()
+    assert (tame.loss.isfinite().all() and not wild.loss[1, :, -1].isfinite().any()
+            and not wild.final()[1].isfinite().any())
     assert wild.diverged.tolist() == [[False] * 2, [True] * 2, [False] * 2] and wild.best()[0] != 1
     for i in (0, 2):
         assert torch.equal(wild.loss[i], tame.loss[i])
         for j in range(2):
-            for (name, value), expected in zip(wild.params(i, j).items(), tame.params(i, j).values(), strict=True): assert torch.equal(value, expected), name
+            for (name, value), expected in zip(wild.params(i, j).items(), tame.params(i, j).values(), strict=True):
+                assert torch.equal(value, expected), name
 
 
 # What a sweep has come to
@@ -347,7 +391,8 @@ def test_params_load_into_the_model_and_give_the_same_loss(kind):
 def test_params_are_copies():
     result = sweep(net("batchnorm"), F.cross_entropy, SGD, pairs(), 3, {"lr": [.01, .1]})
     for value in result.params(1).values(): value.zero_()
-    assert result.params(1)["0.weight"].any() and not result.params(1)["0.weight"].requires_grad and result.params(0)["1.running_var"].all()
+    assert (result.params(1)["0.weight"].any() and not result.params(1)["0.weight"].requires_grad
+            and result.params(0)["1.running_var"].all())
 
 
 def test_params_of_a_module_with_more_to_its_state():
@@ -395,7 +440,8 @@ def test_final_best_and_diverged_of_known_losses():
     assert result.final().tolist() == [1, 2, 4.5, INF, 4.3] and result.best() == (0,)  # the last tenth of four is one
     assert result.final(2).tolist() == [1.5, 2, 4.25, INF, 4.15]
     assert result.final(3).tolist() == [2, 2, 12.5 / 3, INF, 12.3 / 3] and result.best(3) == (0,)
-    assert torch.equal(result.final(99), result.final(4)) and result.final(4).tolist() == [2.5, 2.5, 16.5 / 4, INF, 16.3 / 4]
+    assert (torch.equal(result.final(99), result.final(4))
+            and result.final(4).tolist() == [2.5, 2.5, 16.5 / 4, INF, 16.3 / 4])
     assert result.diverged.tolist() == [False, False, True, True, False]  # 4.5 is more than a tenth above 4
 
 
@@ -410,7 +456,8 @@ def test_best_in_a_grid():
     with pytest.raises(ValueError, match="No point has a finite loss"): untrained([[INF, INF], [1., INF]]).best()
     fresh = Sweep(net(), F.cross_entropy, SGD, pairs(), 3, {"lr": [.1]})
     with pytest.raises(ValueError, match="none was trained"): fresh.best()
-    assert fresh.n_done == 0 and fresh.loss.isnan().all() and fresh.final().tolist() == [INF] and not fresh.diverged.any()
+    assert (fresh.n_done == 0 and fresh.loss.isnan().all() and fresh.final().tolist() == [INF]
+            and not fresh.diverged.any())
 
 
 def test_nan_is_lost_and_a_run_cut_short_counts_to_where_it_came():
@@ -418,7 +465,8 @@ def test_nan_is_lost_and_a_run_cut_short_counts_to_where_it_came():
     result._loss[0, 2:] = NAN  # blown up: its steps are done
     result._loss[1, 2:] = NAN  # stopped after two
     result._done[1] = 2
-    assert result.final().tolist() == [INF, 2, 4] and result.diverged.tolist() == [True, True, True] and result.best() == (1,) and result.n_done == 2
+    assert (result.final().tolist() == [INF, 2, 4] and result.diverged.tolist() == [True, True, True]
+            and result.best() == (1,) and result.n_done == 2)
     assert result.final(2).tolist() == [INF, 1.5, 3.5]
 
 
@@ -429,7 +477,8 @@ def test_what_was_lost_from_the_first_step_has_diverged(first):
     assert result.diverged.tolist() == [True, False]
 
 
-def test_diverged_where_losses_are_negative(): assert untrained([[-2., -2.1], [-2., -1.5], [-2., INF]]).diverged.tolist() == [False, True, True]
+def test_diverged_where_losses_are_negative():
+    assert untrained([[-2., -2.1], [-2., -1.5], [-2., INF]]).diverged.tolist() == [False, True, True]
 
 
 def test_minus_infinity_is_lost_too():
@@ -450,16 +499,19 @@ def test_rates_of_zero_stay_where_they_are():
 
 def dropout_net(dtype=F64):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Dropout(.3), nn.Linear(32, 3)).to(dtype)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Dropout(.3),
+                         nn.Linear(32, 3)).to(dtype)
 
 
 GRID = {"lr": [.01, .03, .1, .2, .3], "beta": [.5, .9]}
-def torchs(**options): return DataLoader(TensorDataset(*map(torch.cat, zip(*pairs(last=8)))), 5, shuffle=True, **options)
+def torchs(**options):
+    return DataLoader(TensorDataset(*map(torch.cat, zip(*pairs(last=8)))), 5, shuffle=True, **options)
 
 
 LOADERS = {
     "list": lambda: pairs(),
-    "TensorLoader": lambda: TensorLoader(*map(torch.cat, zip(*pairs(last=8))), 5, shuffle=True, transform=lambda x, y: (x + .1 * torch.randn_like(x), y)),
+    "TensorLoader": lambda: TensorLoader(*map(torch.cat, zip(*pairs(last=8))), 5, shuffle=True,
+                                         transform=lambda x, y: (x + .1 * torch.randn_like(x), y)),
     "DataLoader": lambda: torchs(),
     "DataLoader with a generator": lambda: torchs(generator=torch.Generator().manual_seed(3)),
     "one-shot": lambda: iter(pairs(20))}
@@ -570,7 +622,8 @@ def test_the_world_draws_on_as_if_nothing_had_been(loader, ends, device):
         if step == 3 and ends == "with an error": raise KeyError("mine")
         return step == 3 and ends == "stopped"
 
-    model, data, max_bytes = net("batchnorm", device=device), LOADERS[loader](), memory_for(3, loader) if ends == "in slices" else None
+    model, data, max_bytes = (net("batchnorm", device=device), LOADERS[loader](),
+                              memory_for(3, loader) if ends == "in slices" else None)
     torch.manual_seed(7)
     states = lambda: [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if device == "cuda" else [])]
     before = states()
@@ -598,7 +651,8 @@ def test_the_model_stays_as_it_is(train):
     before = copy.deepcopy(model)
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     result = run(model=model, max_bytes=memory_for(3))
-    for (name, value), was in zip(model.state_dict().items(), before.state_dict().values(), strict=True): assert torch.equal(value, was), name
+    for (name, value), was in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(value, was), name
     assert [module.training for module in model.modules()] == [module.training for module in before.modules()]
     for p, was, grad in zip(model.parameters(), before.parameters(), grads, strict=True):
         assert p.requires_grad == was.requires_grad and (p.grad is None if grad is None else torch.equal(p.grad, grad))
@@ -632,7 +686,8 @@ def test_a_dataloaders_generator_stays_and_its_batches_are_those_that_come_next(
     loader.generator.set_state(state)
     result = sweep(net(), F.cross_entropy, SGD, loader, 12, {"lr": [.05]})
     assert torch.equal(loader.generator.get_state(), state)
-    torch.testing.assert_close(result.loss[0], trained_alone(net(), partial(T.SGD, lr=.05), batches, 12)[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(result.loss[0], trained_alone(net(), partial(T.SGD, lr=.05), batches, 12)[1], rtol=1e-10,
+                               atol=1e-10)
 
 
 # Loaders that end
@@ -651,27 +706,32 @@ class Drained:
 def test_one_shot_generators():
     batches = pairs(12)
     result = sweep(net(), F.cross_entropy, SGD, (pair for pair in batches), 12, {"lr": [.05]})
-    torch.testing.assert_close(result.loss[0], trained_alone(net(), partial(T.SGD, lr=.05), batches, 12)[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(result.loss[0], trained_alone(net(), partial(T.SGD, lr=.05), batches, 12)[1], rtol=1e-10,
+                               atol=1e-10)
     endless = iter(lambda: batches[0], None)
     assert sweep(net(), F.cross_entropy, SGD, endless, 3, {"lr": [.05]}).n_done == 3
 
 
 def test_a_generator_that_ends_too_early():
-    with pytest.raises(ValueError, match="ended after 4 of 6 batches"): sweep(net(), F.cross_entropy, SGD, iter(pairs()), 6, {"lr": [.05]})
+    with pytest.raises(ValueError, match="ended after 4 of 6 batches"):
+        sweep(net(), F.cross_entropy, SGD, iter(pairs()), 6, {"lr": [.05]})
 
 
 def test_a_loader_that_cannot_start_again():
-    with pytest.raises(ValueError, match="ended after 4 of 6 batches.*start again"): sweep(net(), F.cross_entropy, SGD, Drained(pairs(), 1), 6, {"lr": [.05]})
+    with pytest.raises(ValueError, match="ended after 4 of 6 batches.*start again"):
+        sweep(net(), F.cross_entropy, SGD, Drained(pairs(), 1), 6, {"lr": [.05]})
 
 
 @pytest.mark.parametrize("empty", [[], (), iter([])])
 def test_empty_loaders(empty):
-    with pytest.raises(ValueError, match="The loader is empty"): sweep(net(), F.cross_entropy, SGD, empty, 6, {"lr": [.05]})
+    with pytest.raises(ValueError, match="The loader is empty"):
+        sweep(net(), F.cross_entropy, SGD, empty, 6, {"lr": [.05]})
 
 
 @pytest.mark.parametrize("batch", [torch.zeros(8, 3), (torch.zeros(8, 3),), (1, 2, 3), 5])
 def test_loaders_that_give_no_pairs(batch):
-    with pytest.raises(ValueError, match="gives pairs"): sweep(net(), F.cross_entropy, SGD, [batch] * 4, 3, {"lr": [.05]})
+    with pytest.raises(ValueError, match="gives pairs"):
+        sweep(net(), F.cross_entropy, SGD, [batch] * 4, 3, {"lr": [.05]})
 
 
 # on_step
@@ -686,7 +746,8 @@ def test_on_step_sees_the_losses_so_far_and_stops():
     result, whole = run(on_step=on_step), run()
     assert [step for step, _ in seen] == list(range(5)) and result.n_done == 5
     for step, loss in seen:
-        assert torch.equal(loss[..., :step + 1], whole.loss[..., :step + 1]) and loss[..., step + 1:].isnan().all() and loss.shape == (5, 2, 12)
+        assert (torch.equal(loss[..., :step + 1], whole.loss[..., :step + 1]) and loss[..., step + 1:].isnan().all()
+                and loss.shape == (5, 2, 12))
     assert torch.equal(result.loss[..., :5], whole.loss[..., :5]) and result.loss[..., 5:].isnan().all()
     assert torch.equal(result.final(1), whole.loss[..., 4]) and result.final().isfinite().all()
     assert all(torch.equal(*both) for both in zip(result.params(2, 1).values(), run(n_steps=5).params(2, 1).values()))
@@ -694,19 +755,25 @@ def test_on_step_sees_the_losses_so_far_and_stops():
 
 # Bad input
 
-def refused(match, error=ValueError, model=None, loss_func=F.cross_entropy, opt_func=momentum_sgd, dl=None, n_steps=3, grid=None, **options):
+def refused(match, error=ValueError, model=None, loss_func=F.cross_entropy, opt_func=momentum_sgd, dl=None, n_steps=3,
+            grid=None, **options):
     with pytest.raises(error, match=match):
-        sweep(model or net(), loss_func, opt_func, pairs() if dl is None else dl, n_steps, {"lr": [.1]} if grid is None else grid, **options)
+        sweep(model or net(), loss_func, opt_func, pairs() if dl is None else dl, n_steps,
+              {"lr": [.1]} if grid is None else grid, **options)
 
 
 @pytest.mark.parametrize("grid, match", [
-    ({"lr": [.1, -1]}, "lr must be finite and at least 0"), ({"beta": [.5, 1.]}, "beta must be.*below 1"), ({"lr": [.1, NAN]}, "lr must be finite"),
-    ({"lr": [INF]}, "lr must be finite"), ({"beta": [-.1]}, "beta must be"), ({"weight_decay": [-1]}, "weight_decay must be"), ({"lr": []}, "at least one number"),
-    ({"lr": [[.1, .2]]}, r"at least one number.*\[1, 2\]"), ({"lr": .1}, "at least one number"), ({"lr": torch.tensor(.1)}, "at least one number"),
-    ({"lr": "fast"}, "list or tensor of numbers, not 'fast'"), ({"lr": ["a", "b"]}, "list or tensor of numbers"), ({"lr": None}, "list or tensor of numbers"),
-    ({"lr": [True, False]}, "at least one number"), ({"lr": [1j]}, "at least one number"), ({"lr": [[.1], [.1, .2]]}, "list or tensor of numbers"),
-    ({}, "grid must be a dict"), ([.1, .2], "grid must be a dict"), (torch.tensor([.1]), "grid must be a dict"),
-    ({"momentum": [.9]}, "no 'momentum'; it has .*beta"), ({"alpha": [.9]}, "no 'alpha'; it has"), ({"betas": [.9]}, "no 'betas'"), ({"lr": [.1], "eps": [1e-8]}, "no 'eps'")])
+    ({"lr": [.1, -1]}, "lr must be finite and at least 0"), ({"beta": [.5, 1.]}, "beta must be.*below 1"),
+    ({"lr": [.1, NAN]}, "lr must be finite"), ({"lr": [INF]}, "lr must be finite"), ({"beta": [-.1]}, "beta must be"),
+    ({"weight_decay": [-1]}, "weight_decay must be"), ({"lr": []}, "at least one number"),
+    ({"lr": [[.1, .2]]}, r"at least one number.*\[1, 2\]"), ({"lr": .1}, "at least one number"),
+    ({"lr": torch.tensor(.1)}, "at least one number"), ({"lr": "fast"}, "list or tensor of numbers, not 'fast'"),
+    ({"lr": ["a", "b"]}, "list or tensor of numbers"), ({"lr": None}, "list or tensor of numbers"),
+    ({"lr": [True, False]}, "at least one number"), ({"lr": [1j]}, "at least one number"),
+    ({"lr": [[.1], [.1, .2]]}, "list or tensor of numbers"), ({}, "grid must be a dict"),
+    ([.1, .2], "grid must be a dict"), (torch.tensor([.1]), "grid must be a dict"),
+    ({"momentum": [.9]}, "no 'momentum'; it has .*beta"), ({"alpha": [.9]}, "no 'alpha'; it has"),
+    ({"betas": [.9]}, "no 'betas'"), ({"lr": [.1], "eps": [1e-8]}, "no 'eps'")])
 def test_bad_grids(grid, match): refused(match, grid=grid)
 
 
@@ -720,7 +787,8 @@ def test_bad_optimizers():
     refused("no 'beta'", opt_func=RMSProp, grid={"beta": [.9]})
 
 
-@pytest.mark.parametrize("loss_func", [partial(F.cross_entropy, reduction="none"), lambda pred, yb: 1., lambda pred, yb: F.cross_entropy(pred, yb)[None]])
+@pytest.mark.parametrize("loss_func", [partial(F.cross_entropy, reduction="none"), lambda pred, yb: 1.,
+                                       lambda pred, yb: F.cross_entropy(pred, yb)[None]])
 def test_losses_with_an_axis_or_none_at_all(loss_func): refused("loss_func must return one number", loss_func=loss_func)
 
 
@@ -731,9 +799,11 @@ def test_models_that_cannot_be_swept():
         m.count = m.count + 1
         return m.out(x.flatten(1))
 
-    refused("replaces its buffer 'count'.*in place", model=Used(replaces, out=nn.Linear(36, 3), count=torch.zeros(())).double())
+    refused("replaces its buffer 'count'.*in place",
+            model=Used(replaces, out=nn.Linear(36, 3), count=torch.zeros(())).double())
     for moody in (lambda out: out if out.mean() > 0 else 2 * out, lambda out: out * out.mean().item()):
-        refused("cannot be trained N at once", model=Used(lambda m, x: moody(m.out(x.flatten(1))), out=nn.Linear(36, 3)).double())
+        refused("cannot be trained N at once",
+                model=Used(lambda m, x: moody(m.out(x.flatten(1))), out=nn.Linear(36, 3)).double())
 
 
 def test_a_model_that_does_not_fit_the_data_says_so_itself():
@@ -744,7 +814,8 @@ def test_what_is_refused_leaves_everything_as_it_was():
     loader, model = LOADERS["TensorLoader"](), dropout_net()
     loader.epoch, before = 3, copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    for options in ({"grid": {"eps": [.1]}}, {"loss_func": partial(F.cross_entropy, reduction="none")}, {"opt_func": partial(T.SGD, lr=.1)}):
+    for options in ({"grid": {"eps": [.1]}}, {"loss_func": partial(F.cross_entropy, reduction="none")},
+                    {"opt_func": partial(T.SGD, lr=.1)}):
         refused(".", dl=loader, model=model, **options)
     assert loader.epoch == 3 and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(*both) for both in zip(model.state_dict().values(), before.values()))
@@ -754,7 +825,8 @@ def test_what_is_refused_leaves_everything_as_it_was():
 
 def images(n=48, side=28):
     generator = torch.Generator().manual_seed(0)
-    return DataLoaders(*(TensorLoader(torch.randn(n, 1, side, side, generator=generator), torch.randint(0, 10, (n,), generator=generator), 16) for _ in range(2)))
+    return DataLoaders(*(TensorLoader(torch.randn(n, 1, side, side, generator=generator),
+                                      torch.randint(0, 10, (n,), generator=generator), 16) for _ in range(2)))
 
 
 STATE = {"optimizer", "network", "batch_size", "axis", "n_models", "step", "n_steps", "done", "n_diverged",
@@ -776,22 +848,26 @@ def live(explorer):
 def test_the_map_has_trained_when_it_is_there(explorer):
     state = explorer.state
     assert set(state) == STATE and state["done"] and state["step"] == state["n_steps"] == 20 and state["n_models"] == 9
-    assert (state["optimizer"], state["network"], state["batch_size"], state["axis"]) == ("SGD with momentum", "784-50-10", 64, "beta")
+    assert ((state["optimizer"], state["network"], state["batch_size"], state["axis"])
+            == ("SGD with momentum", "784-50-10", 64, "beta"))
     assert all(isinstance(value, (str, bool, int, float)) for value in state.values())
 
 
 def test_the_numbers_of_a_cell_are_those_of_the_model_alone(live):
     state = live.set(optimizer="Adam", network="784-10", batch_size=16, lr=1e-3, axis="sqr_beta", column=2, row=1)
-    assert state["here_lr"] == pytest.approx(.1) and state["here_value"] == pytest.approx(1 - 10 ** -1.5) and state["axis"] == "sqr_beta"
+    assert (state["here_lr"] == pytest.approx(.1) and state["here_value"] == pytest.approx(1 - 10 ** -1.5)
+            and state["axis"] == "sqr_beta")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     train = live.train
     order = TensorLoader(train.x, train.y, 16, shuffle=True, seed=1).order
     batches = [(train.x[rows], train.y[rows]) for epoch in range(7) for rows in order(epoch).split(16)]
-    _, losses = trained_alone(model, lambda params: T.Adam(params, state["here_lr"], (.9, state["here_value"])), batches, 20)
+    _, losses = trained_alone(model, lambda params: T.Adam(params, state["here_lr"], (.9, state["here_value"])),
+                              batches, 20)
     assert state["here_loss"] == pytest.approx(losses[-2:].mean().item(), rel=1e-3)
     loss = live.sweep.loss[..., -2:].mean(-1)
-    assert state["best_loss"] == pytest.approx(loss.min().item()) and live.sweep.final()[2, 1].item() == state["here_loss"]
+    assert (state["best_loss"] == pytest.approx(loss.min().item())
+            and live.sweep.final()[2, 1].item() == state["here_loss"])
     assert live.sweep.values[0].tolist() == pytest.approx([1e-5, 1e-3, 1e-1])
 
 
@@ -816,7 +892,8 @@ def test_lost_cells_are_crossed_out(live):
     lost = live.sweep.diverged.numpy()
     assert state["n_diverged"] == lost.sum() > 0 and f"{lost.sum()} of 9 diverged" in live._line.value
     assert sorted(zip(*live.lost.get_data())) == [tuple(at) for at in np.argwhere(lost)]
-    assert (np.ma.getmaskarray(live.image.get_array()) | np.isnan(np.asarray(live.image.get_array()))).T.tolist() == lost.tolist()
+    assert ((np.ma.getmaskarray(live.image.get_array()) | np.isnan(np.asarray(live.image.get_array()))).T.tolist()
+            == lost.tolist())
 
 
 def test_reset_trains_everything_anew(live):
@@ -828,7 +905,8 @@ def test_reset_trains_everything_anew(live):
 
 def test_what_the_map_refuses(live):
     before = live.state
-    for values, error in (({"momentum": .9}, ValueError), ({"lr": 1e5}, ValueError), ({"steps": 5}, ValueError), ({"column": 3}, ValueError), ({"optimizer": "Lion"}, TraitError),
+    for values, error in (({"momentum": .9}, ValueError), ({"lr": 1e5}, ValueError), ({"steps": 5}, ValueError),
+                          ({"column": 3}, ValueError), ({"optimizer": "Lion"}, TraitError),
                           ({"axis": "momentum"}, TraitError)):
         with pytest.raises(error): live.set(**values)
         assert live.state == before and live.error is None
@@ -860,8 +938,10 @@ def test_the_map_leaves_the_world_and_the_loader_alone():
 
 
 def test_values_of_an_axis():
-    assert axis_values("beta", 3).tolist() == pytest.approx([0, .9, .99]) and axis_values("sqr_beta", 4).tolist() == pytest.approx([0, .9, .99, .999])
-    assert axis_values("eps", 9).log10().tolist() == pytest.approx(list(range(-8, 1))) and axis_values("weight_decay", 6).log10().tolist() == pytest.approx(list(range(-5, 1)))
+    assert (axis_values("beta", 3).tolist() == pytest.approx([0, .9, .99])
+            and axis_values("sqr_beta", 4).tolist() == pytest.approx([0, .9, .99, .999]))
+    assert (axis_values("eps", 9).log10().tolist() == pytest.approx(list(range(-8, 1)))
+            and axis_values("weight_decay", 6).log10().tolist() == pytest.approx(list(range(-5, 1))))
 
 
 def test_first_known_hyperparameter():
@@ -870,7 +950,8 @@ def test_first_known_hyperparameter():
 
 
 def test_the_ridge_is_the_middle_of_the_good_values():
-    result = sweep(net(), F.cross_entropy, partial(SGD, momentum=.9), pairs(1), 1, {"lr": [.01, .1, 1.], "beta": [0., .5, .9]})
+    result = sweep(net(), F.cross_entropy, partial(SGD, momentum=.9), pairs(1), 1,
+                   {"lr": [.01, .1, 1.], "beta": [0., .5, .9]})
     result._loss.copy_(torch.tensor([1., 5., INF, 1.1, 1., INF, 9., 1.2, INF]).view(9, 1))
     assert result.ridge().tolist() == pytest.approx([math.sqrt(.01 * .1), math.sqrt(.1), math.nan], nan_ok=True)
 
@@ -883,7 +964,8 @@ def test_an_activation_that_stands_in_two_places():
 
 
 def test_axes_of_several_kinds():
-    result = sweep(net(), F.cross_entropy, partial(SGD, momentum=.9), pairs(), 3, {"lr": torch.tensor([.1, .2]), "beta": [0, .5], "weight_decay": (0, 1)})
+    result = sweep(net(), F.cross_entropy, partial(SGD, momentum=.9), pairs(), 3,
+                   {"lr": torch.tensor([.1, .2]), "beta": [0, .5], "weight_decay": (0, 1)})
     assert result.shape == (2, 2, 2) and result.loss.isfinite().all()
 
 

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from course_lib import AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy, batchnorm, transfer
+from course_lib import (AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy,
+                        batchnorm, transfer)
 from course_lib.data import DamagedFileError, DownloadError
 from course_lib.photos import CenterCrop, RandomResizedCrop
 from course_lib.sweep import sweep
-from course_lib.transfer import (MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, imagenet_resnet, layer_groups,
-                                 load_weights, replace_head, unfreeze)
+from course_lib.transfer import (MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb,
+                                 imagenet_resnet, layer_groups, load_weights, replace_head, unfreeze)
 
 RESNETS = ["resnet18", "resnet34", "resnet50"]
 
@@ -33,16 +34,19 @@ def data(n=24, n_classes=3):
 
 
 def learner(model=None, opt_func=SGD, **options):
-    return Learner(net() if model is None else model, data(), F.cross_entropy, opt_func, metrics=[accuracy], splitter=layer_groups, **options)
+    return Learner(net() if model is None else model, data(), F.cross_entropy, opt_func, metrics=[accuracy],
+                   splitter=layer_groups, **options)
 
 
 # --- heads and groups
 
-@pytest.mark.parametrize("name, last", [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("vgg11", "classifier.6"),
-                                        ("densenet121", "classifier"), ("squeezenet1_1", "classifier.1"), ("vit_b_32", "heads.head")])
+@pytest.mark.parametrize("name, last",
+                         [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("vgg11", "classifier.6"),
+                          ("densenet121", "classifier"), ("squeezenet1_1", "classifier.1"), ("vit_b_32", "heads.head")])
 def test_the_head_of_torchvisions_networks_is_found(name, last):
     with torch.device("meta"): model = torchvision.models.get_model(name)
-    others = {key: value for key, value in model.named_modules() if key and key != last and not last.startswith(key + ".")}
+    others = {key: value for key, value in model.named_modules()
+              if key and key != last and not last.startswith(key + ".")}
     assert replace_head(model, 37) is model
     head = model.get_submodule(last)
     assert getattr(head, "out_features", getattr(head, "out_channels", None)) == 37
@@ -50,13 +54,15 @@ def test_the_head_of_torchvisions_networks_is_found(name, last):
 
 
 def test_a_head_keeps_device_dtype_bias_and_place():
-    model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 3, bias=False), nn.Identity())).double().eval()
+    model = nn.Sequential(nn.Linear(4, 5),
+                          nn.Sequential(nn.ReLU(), nn.Linear(5, 3, bias=False), nn.Identity())).double().eval()
     body = model[0].weight
     replace_head(model, 7)
     assert model[1][1].weight.shape == (7, 5) and model[1][1].weight.dtype is torch.float64 and model[1][1].bias is None
     assert model[0].weight is body and not model[1][1].training and model(torch.randn(2, 4).double()).shape == (2, 7)
     conv = replace_head(batchnorm.ConvNet(widths=(4,)), 6)
-    assert conv(torch.randn(2, 1, 8, 8)).shape == batchnorm.ConvNet(widths=(4,), n_classes=6)(torch.randn(2, 1, 8, 8)).shape
+    assert (conv(torch.randn(2, 1, 8, 8)).shape
+            == batchnorm.ConvNet(widths=(4,), n_classes=6)(torch.randn(2, 1, 8, 8)).shape)
     assert replace_head(nn.Linear(4, 3), 2).out_features == 2
 
 
@@ -67,7 +73,8 @@ def test_a_wrong_number_of_classes(n_classes):
     assert model[2][2].out_features == 3
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3))])
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.ReLU(),
+                                   nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3))])
 def test_what_has_no_head(model):
     with pytest.raises(ValueError, match="can be replaced"): replace_head(model, 10)
 
@@ -81,16 +88,19 @@ def test_resnets_fall_into_stem_stages_and_head(name):
 
 
 def test_a_second_exit_is_not_the_head():
-    with torch.device("meta"): model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)
+    with torch.device("meta"):
+        model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)
     replace_head(model, 5)
     assert (model.classifier[-1].out_channels, model.aux_classifier[-1].out_channels) == (5, 21)
     assert replace_head(nn.Conv2d(2, 4, 3, padding_mode="reflect"), 3).padding_mode == "reflect"
 
 
 def test_groups_of_any_sequential():
-    flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), batchnorm.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2))
+    flat = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3),
+                         batchnorm.GroupNorm(1, 3), nn.Flatten(), nn.Linear(3, 2))
     assert [len(group) for group in layer_groups(flat)] == [4, 4, 2]
-    assert layer_groups(nn.Sequential(flat)) == layer_groups(flat) == layer_groups(nn.Sequential(nn.Sequential(flat), nn.Flatten()))
+    assert layer_groups(nn.Sequential(flat)) == layer_groups(flat) == layer_groups(
+        nn.Sequential(nn.Sequential(flat), nn.Flatten()))
     shared = nn.Linear(2, 2)
     assert [len(group) for group in layer_groups(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(2, 1)))] == [2, 2]
     for model in (flat, net()):
@@ -145,7 +155,8 @@ def test_both_parts_of_a_split_group_get_its_rate(lr, rates):
         learn.make_opt()
         for _ in range(2):  # as made, and as set
             groups = learn.opt.param_groups
-            torch.testing.assert_close([float(group["lr"]) for group in groups], [rate for rate in rates for _ in range(2)])
+            torch.testing.assert_close([float(group["lr"]) for group in groups],
+                                       [rate for rate in rates for _ in range(2)])
             learn.lr = lr
         for group in groups:
             dims = {p.ndim for p in group["params"]}
@@ -183,8 +194,9 @@ def test_decay_weights_only_equals_torchs_adamw_with_groups_by_hand():
     for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("give", [lambda m: m.parameters(), lambda m: [*m.parameters()], lambda m: [{"params": m.parameters()}],
-                                  lambda m: m.named_parameters(), lambda m: [{"params": [*m.named_parameters()]}]])
+@pytest.mark.parametrize("give",
+                         [lambda m: m.parameters(), lambda m: [*m.parameters()], lambda m: [{"params": m.parameters()}],
+                          lambda m: m.named_parameters(), lambda m: [{"params": [*m.named_parameters()]}]])
 def test_no_parameter_gets_lost_in_the_split(give):
     model = net()
     optimizer = decay_weights_only(torch.optim.AdamW)(give(model), lr=.1)
@@ -211,11 +223,13 @@ def test_fine_tune_trains_the_head_then_everything():
     body = copy.deepcopy(learn.model[0].state_dict())
     learn.fine_tune(3, .01, freeze_epochs=2, cbs=[Look()])
     assert [n for n, *_ in seen] == [2] * 6 + [3] * 9
-    assert all(flags == [False, False, True] for n, _, flags in seen if n == 2) and all(all(flags) for n, _, flags in seen if n == 3)
+    assert (all(flags == [False, False, True] for n, _, flags in seen if n == 2)
+            and all(all(flags) for n, _, flags in seen if n == 3))
     assert max(rates[-1] for n, rates, _ in seen if n == 2) == pytest.approx(.01, rel=.15)
     late = [rates for n, rates, _ in seen if n == 3]
     assert max(rates[-1] for rates in late) == pytest.approx(.005, rel=.15)
-    for first, middle, last in late: assert last / first == pytest.approx(100) and middle ** 2 == pytest.approx(first * last)
+    for first, middle, last in late:
+        assert last / first == pytest.approx(100) and middle ** 2 == pytest.approx(first * last)
     assert learn.epochs_done == 5 and all(p.requires_grad for p in learn.model.parameters())
     assert not torch.equal(learn.model[0][0].weight, body["0.weight"])
 
@@ -226,7 +240,8 @@ def test_fine_tune_without_a_frozen_epoch():
     assert learn.epochs_done == 1
 
 
-@pytest.mark.parametrize("arguments", [(0, .01), (1, None), (1, slice(.01)), (1, -1.), (1, float("nan")), (1, .01, -1), (1, .01, 1.5)], ids=str)
+@pytest.mark.parametrize("arguments", [(0, .01), (1, None), (1, slice(.01)), (1, -1.), (1, float("nan")), (1, .01, -1),
+                                       (1, .01, 1.5)], ids=str)
 def test_fine_tune_refuses_before_it_touches_anything(arguments):
     learn = learner()
     before = copy.deepcopy(learn.model.state_dict())
@@ -335,7 +350,8 @@ def test_tta_of_photos_begins_with_their_bytes():
     probabilities, targets = learn.tta(n=1)
     torch.manual_seed(1)
     halves = [(x[i:i + 4], y[i:i + 4]) for i in (0, 4)]
-    expected = torch.cat([sum(learn.predict(crop(*half)[0]).softmax(1) for crop in reversed(crops)) / 2 for half in halves])
+    expected = torch.cat([sum(learn.predict(crop(*half)[0]).softmax(1) for crop in reversed(crops)) / 2
+                          for half in halves])
     torch.testing.assert_close(probabilities, expected)
     assert torch.equal(targets, y) and valid.transform is crops[1]
 
@@ -363,9 +379,11 @@ def test_weights_of_another_model_change_nothing():
     model, other = net(), replace_head(net(), 5)
     before = copy.deepcopy(model.state_dict())
     for weights in (other.state_dict(), {}, {**before, "more": torch.zeros(1)}, nn.Linear(2, 2).state_dict()):
-        with pytest.raises(ValueError, match="holds the weights of another model"): load_weights(model, weights, "weights.pt")
+        with pytest.raises(ValueError, match="holds the weights of another model"):
+            load_weights(model, weights, "weights.pt")
     for name, value in model.state_dict().items(): assert torch.equal(value, before[name])
-    with pytest.raises(ValueError, match=r"2\.2\.weight: \[5, 6\] for \[3, 6\]"): load_weights(model, other.state_dict(), "x")
+    with pytest.raises(ValueError, match=r"2\.2\.weight: \[5, 6\] for \[3, 6\]"):
+        load_weights(model, other.state_dict(), "x")
 
 
 @pytest.fixture
@@ -386,7 +404,8 @@ def test_imagenets_weights_are_taken_from_the_cache(hub, name):
     torch.save(reference.state_dict(), hub / weights.url.rsplit("/", 1)[1])
     model = imagenet_resnet(name)
     for key, value in reference.state_dict().items(): assert torch.equal(model.state_dict()[key], value), key
-    learn = Learner(replace_head(model, 3), DataLoaders([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))], None),
+    learn = Learner(replace_head(model, 3),
+                    DataLoaders([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))], None),
                     F.cross_entropy, SGD, splitter=layer_groups)
     learn.fine_tune(1, .001)
 
@@ -434,5 +453,6 @@ def test_damaged_weights(hub, content):
 
 
 def test_weights_of_another_resnet_in_the_cache(hub):
-    torch.save(nn.Linear(2, 2).state_dict(), hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    torch.save(nn.Linear(2, 2).state_dict(),
+               hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
     with pytest.raises(ValueError, match="another model"): imagenet_resnet("resnet18")

@@ -40,12 +40,14 @@ def loaders(kind="tensors", dtype=torch.float32):
     x, y = (part.to(dtype) for part in data(40))
     train = {"tensors": lambda: TensorLoader(x, y, 12, shuffle=True),
              "torch": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True),
-             "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True, generator=torch.Generator().manual_seed(3))}[kind]()
+             "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True,
+                                                        generator=torch.Generator().manual_seed(3))}[kind]()
     return SimpleNamespace(train=train, valid=[tuple(part.to(dtype) for part in data(10, 2))])
 
 
 def with_ctrl_c(work, at, functions, but="\0"):
-    """Call work, with a Ctrl-C at the at-th line that runs in functions of these names (0: none); -> how many lines did.
+    """Call work, with a Ctrl-C at the at-th line that runs in functions of these names (0: none); -> how many lines
+    did.
 
     but: lines that begin so do not count.
     """

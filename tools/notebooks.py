@@ -27,7 +27,8 @@ def chapters(root=ROOT, names=()):
     found = sorted((root / "nbs").glob("*.ipynb"))
     picked = [nb for nb in found if not names or nb.name.startswith(tuple(names))]
     missing = [name for name in names if not any(nb.name.startswith(name) for nb in found)]
-    if missing: sys.exit(f"No chapter begins with {', '.join(missing)}. There are: {', '.join(nb.stem for nb in found)}.")
+    if missing:
+        sys.exit(f"No chapter begins with {', '.join(missing)}. There are: {', '.join(nb.stem for nb in found)}.")
     return picked
 
 
@@ -87,11 +88,13 @@ def clean(paths):
 
 
 def run(paths):
-    "Execute in the folder of the notebooks, as JupyterLab does; save only what ran to its end, with the time that took."
+    """Execute in the folder of the notebooks, as JupyterLab does; save only what ran to its end, with the time that
+    took."""
     for path in paths:
         nb = nbformat.read(path, as_version=4)
         start = time.perf_counter()
-        NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(path.parent)}}, store_widget_state=False).execute()
+        NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(path.parent)}},
+                       store_widget_state=False).execute()
         seconds = time.perf_counter() - start
         nb.cells[0].source = re.sub(r"(?<=Time to run: )\d+(?= seconds)", f"{seconds:.0f}", nb.cells[0].source)
         nbformat.write(nb, path)

@@ -1,6 +1,8 @@
-"""A reader's JupyterLab: open chapters, run them, move learning rate and beta with the keyboard, and see what the pictures do.
+"""A reader's JupyterLab: open chapters, run them, move learning rate and beta with the keyboard, and see what the
+pictures do.
 
-Needs Debian's (or any) Chromium and playwright (`pip install -e ".[browser]"`); skipped without them, which `.ci/run` does not accept.
+Needs Debian's (or any) Chromium and playwright (`pip install -e ".[browser]"`); skipped without them, which `.ci/run`
+does not accept.
 """
 import json
 import os
@@ -19,8 +21,8 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 KERNEL = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found")
 
@@ -32,15 +34,20 @@ def lab(tmp_path_factory):
     shutil.copytree(ROOT / "nbs", home / "nbs", ignore=shutil.ignore_patterns(".*"))
     settings = home / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    (settings / "notification.jupyterlab-settings").write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex()
-    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-                   "JUPYTERLAB_SETTINGS_DIR": str(home / "config" / "lab" / "user-settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--expose-app-in-browser",
-                               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'nbs'}", f"--config={ROOT / 'tools' / 'jupyter_server_config.py'}"],
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
+                   "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+                   "JUPYTERLAB_SETTINGS_DIR": str(home / "config" / "lab" / "user-settings"),
+                   "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+                               f"--port={port}", "--expose-app-in-browser", f"--IdentityProvider.token={token}",
+                               f"--ServerApp.root_dir={home / 'nbs'}",
+                               f"--config={ROOT / 'tools' / 'jupyter_server_config.py'}"],
                               env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, cwd=home)
     address = f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"  # reset: no tab of the chapter before
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # also behind somebody's proxy
@@ -64,7 +71,9 @@ def page(lab, tmp_path_factory):
         page = browser.new_page(viewport={"width": 1400, "height": 950})
         page.requested, page.errors, page.said = [], [], []
 
-        def listen(socket): socket.on("framesent", lambda frame: page.said.append(frame if isinstance(frame, bytes) else frame.encode()))
+        def listen(socket):
+            socket.on("framesent",
+                      lambda frame: page.said.append(frame if isinstance(frame, bytes) else frame.encode()))
 
         page.on("websocket", listen)
         page.on("request", lambda request: page.requested.append(request.url))
@@ -121,7 +130,8 @@ def transfer(lab, page):
 def explorer(page, control, button="Reset"):
     "The explorer with that control and that button."
     figure = page.locator(".widget-vbox").filter(has=page.locator(f".control-{control}"))
-    figure = figure.filter(has=page.get_by_role("button", name=button)).filter(has=page.locator("img.live-figure")).first
+    figure = figure.filter(has=page.get_by_role("button",
+                                                name=button)).filter(has=page.locator("img.live-figure")).first
     figure.scroll_into_view_if_needed()
     return figure
 
@@ -260,7 +270,8 @@ def test_the_finders_picture_grows_while_it_searches(learning_rate):
     learning_rate.evaluate("""figure => {
         const picture = figure.querySelector('img.live-figure'), words = figure.querySelector('.explorer-words');
         window.seen = [];
-        new MutationObserver(() => window.seen.push(words.innerText)).observe(picture, {attributes: true, attributeFilter: ['src']});
+        new MutationObserver(() => window.seen.push(words.innerText))
+            .observe(picture, {attributes: true, attributeFilter: ['src']});
     }""", figure.element_handle())
     press(learning_rate, figure, "num_it", "ArrowRight", 10)
     says(figure, "valley")
@@ -301,7 +312,8 @@ def test_the_map_trains_anew_when_lr_moves_and_can_be_stopped(sweep_map):
     sweep_map.wait_for_timeout(1000)
     stopped = figure.locator(".explorer-words").inner_text()
     sweep_map.wait_for_timeout(1000)
-    assert figure.locator(".explorer-words").inner_text() == stopped and "of 300" in stopped and "Step 300" not in stopped
+    assert (figure.locator(".explorer-words").inner_text() == stopped and "of 300" in stopped
+            and "Step 300" not in stopped)
     screenshot(sweep_map, "SCREENSHOT_SWEEP")
 
 
@@ -348,6 +360,7 @@ def test_more_images_train_a_better_head(transfer):
 
 
 def test_nothing_left_the_machine(transfer):
-    hosts = {urlparse(url).hostname for url in transfer.requested if urlparse(url).scheme in ("http", "https", "ws", "wss")}
+    hosts = {urlparse(url).hostname for url in transfer.requested
+             if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {"127.0.0.1"}
     assert transfer.errors == []
