@@ -15,7 +15,8 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib.data import RandomAffine, TensorLoader, default_device
+from course_lib.data import RandomAffine, TensorLoader
+from course_lib.support.tensors import default_device
 
 AMOUNTS = {"degrees": 10, "translate": (.1, .1), "scale": (.9, 1.1), "shear": 5}
 BATCH_SIZE = 128

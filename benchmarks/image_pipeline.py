@@ -20,8 +20,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib.data import TensorLoader, default_device
-from course_lib.photos import IMAGENET_MEAN, IMAGENET_STD, RandomResizedCrop, decoded
+from course_lib.data import TensorLoader
+from course_lib.support.tensors import default_device
+from course_lib.support.photos import IMAGENET_MEAN, IMAGENET_STD, RandomResizedCrop, decoded
 
 N, N_CLASSES, BATCH_SIZE, LARGE, SIZE, WORKERS = 500, 10, 64, 160, 128, 2
 SCALE = (.35, 1)

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib.adam import LANDSCAPES, race_explorer
-from course_lib.momentum import average_explorer, momentum_explorer
-from course_lib.plots import png_bytes, use_style
-from course_lib.rmsprop import rmsprop_explorer
-from course_lib.sgd import canyon_explorer, descend, parabola_explorer
+from course_lib.figures.adam import race_explorer
+from course_lib.figures.landscapes import LANDSCAPES
+from course_lib.figures.momentum import average_explorer, momentum_explorer
+from course_lib.support.plots import png_bytes, use_style
+from course_lib.figures.rmsprop import rmsprop_explorer
+from course_lib.figures.sgd import canyon_explorer, parabola_explorer
+from course_lib.sgd import descend
 
 N_STEPS = 200
 

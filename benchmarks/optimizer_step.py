@@ -16,8 +16,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib.adam import Adam, flatten_parameters
-from course_lib.data import default_device
+from course_lib.adam import Adam
+from course_lib.support.flat import flatten_parameters
+from course_lib.support.tensors import default_device
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 

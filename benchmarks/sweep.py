@@ -21,9 +21,11 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib.data import default_device, digits
+from course_lib.data import digits
+from course_lib.support.tensors import default_device
 from course_lib.momentum import SGD
-from course_lib.sweep import SweepExplorer, mlp, sweep
+from course_lib.figures.sweeps import SweepExplorer
+from course_lib.sweeps import mlp, sweep
 
 DEVICE, BATCH_SIZE, CLASSES = default_device(), 64, 10
 N_ALONE = 4  # points of the grid that are trained one after the other

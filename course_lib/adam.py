@@ -63,7 +63,8 @@ def lamb_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-6, weight_de
     where r is Adam's direction plus weight_decay · p (ratio 1 if a norm is 0).
     """
     direction = state["grad_avg"] / bias_correction(beta, state)
-    direction = direction.div_((state["sqr_avg"] / bias_correction(sqr_beta, state)).sqrt_().add_(eps)) + weight_decay * p
+    root = (state["sqr_avg"] / bias_correction(sqr_beta, state)).sqrt_().add_(eps)
+    direction = direction.div_(root) + weight_decay * p
     weight, length = (norm_per_model(x, lr, beta, sqr_beta, eps, weight_decay) for x in (p, direction))
     add_scaled(p, direction, -lr * torch.where((weight > 0) & (length > 0), weight / length, 1.))
 

@@ -27,10 +27,12 @@ import torch
 import torch.nn.functional as F
 
 from course_lib.adam import AdamW
-from course_lib.data import DataLoaders, DownloadError, digits, mnist, write_whole
+from course_lib.data import DataLoaders, digits, mnist
+from course_lib.support.files import DownloadError, write_whole
 from course_lib.learner import Learner, accuracy
-from course_lib.schedule import fit_one_cycle
-from course_lib.transfer import GlyphLoader, best_scratch, draw_few, few_shot, glyph_backbone, small_resnet
+from course_lib.learning_rate import fit_one_cycle
+from course_lib.support.glyphs import GlyphLoader
+from course_lib.transfer import best_scratch, draw_few, few_shot, glyph_backbone, small_resnet
 
 SEED, N_STEPS, BATCH_SIZE, N_DRAWS = 0, 100, 50, 5  # of the comparison
 RATES, N_PER_CLASS = (.001, .003, .01, .03, .1), (5, 10, 50, 100)

@@ -12,7 +12,7 @@ from torch import nn
 import course_lib.batchnorm as ours
 from course_lib import Callback, CancelBatchException, CancelFitException, DataLoaders, Learner, TensorLoader, accuracy
 from course_lib.momentum import SGD
-from course_lib.sweep import sweep
+from course_lib.sweeps import sweep
 from tiny import every_device
 
 F64 = torch.float64

@@ -20,16 +20,17 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import course_lib.callbacks
-from course_lib.adam import LAMB, Adam, AdamW
-from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip,
-                                  Progress, Recorder, SaveBest)
+from course_lib.adam import Adam, AdamW, LAMB
+from course_lib.callbacks import (
+    ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
 from course_lib.data import TensorLoader
-from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelStepException,
-                                CancelTrainException, CancelValidateException, Learner, TerminateOnNaN)
+from course_lib.learner import (
+    Callback, CancelBatchException, CancelEpochException, CancelStepException, CancelTrainException,
+    CancelValidateException, Learner, TerminateOnNaN)
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
-from course_lib.schedule import LRScheduler, ParamScheduler, lin
+from course_lib.learning_rate import LRScheduler, ParamScheduler, lin
 from tiny import data, loaders, seed, tiny_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -577,7 +578,7 @@ class Screen:
 def screen(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(course_lib.callbacks, "in_notebook", lambda: True)
-    monkeypatch.setattr(course_lib.callbacks, "display", screen)
+    monkeypatch.setattr("IPython.display.display", screen)
     return screen
 
 

@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 from torchvision import datasets, transforms
 from torchvision.transforms.functional import affine as torchvision_affine
 
-from course_lib.data import (CHECKOUT, DamagedFileError, DataLoaders, RandomAffine, TensorLoader, affine, course_data,
-                             data_root, default_device, digits, mnist)
+from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
+from course_lib.support.files import CHECKOUT, DamagedFileError, data_root
+from course_lib.support.tensors import default_device
 
 
 def test_embedded_digits_are_scikit_learns():

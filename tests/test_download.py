@@ -10,8 +10,11 @@ import threading
 
 import pytest
 
-from course_lib import data
-from course_lib.data import DownloadError, course_data, mnist
+from torchvision.datasets import MNIST
+
+from course_lib.support import files
+from course_lib.data import course_data, mnist
+from course_lib.support.files import DownloadError
 
 FAULTS = {"403": "403", "wrong bytes": "hash differs", "break off": "broke off after",
           "hang": "timed out, no answer in 3 s", "hang halfway": "timed out"}
@@ -39,7 +42,7 @@ def test_a_fault_is_named_and_leaves_nothing(mirror, tmp_path, fault):
 
 
 def test_a_trickle_is_given_up(mirror, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "TRICKLE_S", 1)
+    monkeypatch.setattr(files, "TRICKLE_S", 1)
     mirror.fault = "trickle"
     with pytest.raises(DownloadError, match="next to nothing"): mnist(tmp_path)
     assert files_under(tmp_path) == []
@@ -52,12 +55,12 @@ def test_a_name_look_up_that_hangs_is_given_up(mirror, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("url", ["http://[bad/", f"http://{'a' * 300}/", "no-address"])
 def test_an_address_that_is_none(mirror, tmp_path, monkeypatch, url):
-    monkeypatch.setattr(data.MNIST, "mirrors", [url])
+    monkeypatch.setattr(MNIST, "mirrors", [url])
     with pytest.raises(DownloadError, match="cannot be reached"): mnist(tmp_path)
 
 
 def test_the_next_mirror_is_tried(mirror, tmp_path, monkeypatch):
-    monkeypatch.setattr(data.MNIST, "mirrors", ["http://127.0.0.1:9/", mirror.url])
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", mirror.url])
     assert mnist(tmp_path, device="cpu").name == "mnist"
 
 
@@ -91,8 +94,9 @@ def test_a_folder_of_somebody_else(mirror):
 import os, tempfile
 from pathlib import Path
 from torchvision.datasets import MNIST
-MNIST.mirrors, MNIST.resources = {[mirror.url]!r}, {data.MNIST.resources!r}
-from course_lib.data import DownloadError, mnist
+MNIST.mirrors, MNIST.resources = {[mirror.url]!r}, {MNIST.resources!r}
+from course_lib.data import mnist
+from course_lib.support.files import DownloadError
 with tempfile.TemporaryDirectory() as folder:
     os.chmod(folder, 0o755)
     (Path(folder) / "MNIST").mkdir(mode=0o700)
@@ -106,7 +110,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_many_writers_at_once(tmp_path):
-    threads = [threading.Thread(target=lambda: [data.write_whole(tmp_path / "name", b"whole") for _ in range(50)])
+    threads = [threading.Thread(target=lambda: [files.write_whole(tmp_path / "name", b"whole") for _ in range(50)])
                for _ in range(4)]
     failed = []
     before, threading.excepthook = threading.excepthook, failed.append
@@ -124,8 +128,9 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 from torchvision.datasets import MNIST
-MNIST.mirrors, MNIST.resources = {[mirror.url]!r}, {data.MNIST.resources!r}
-from course_lib.data import DownloadError, mnist
+MNIST.mirrors, MNIST.resources = {[mirror.url]!r}, {MNIST.resources!r}
+from course_lib.data import mnist
+from course_lib.support.files import DownloadError
 try: mnist({str(tmp_path)!r})
 except DownloadError as error: print(error)
 """
@@ -139,8 +144,8 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
         with open(path, "wb") as file: file.write(content[:3])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data.Path, "write_bytes", interrupted)
-    with pytest.raises(KeyboardInterrupt): data.write_whole(tmp_path / "name", b"whole")
+    monkeypatch.setattr(files.Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt): files.write_whole(tmp_path / "name", b"whole")
     assert files_under(tmp_path) == []
 
 

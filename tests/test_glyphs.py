@@ -14,10 +14,12 @@ from PIL import ImageFont
 from torch import nn
 
 import course_lib.transfer as transfer
-from course_lib.data import CHECKOUT, DamagedFileError, DataLoaders, digits
+from course_lib.support import glyphs
+from course_lib.data import DataLoaders, digits
+from course_lib.support.files import CHECKOUT, DamagedFileError
 from course_lib.learner import Learner, accuracy
-from course_lib.transfer import (FONTS, GlyphLoader, draw_few, few_shot, glyph_backbone, glyph_bank, glyph_curves,
-                                 render, small_resnet, warp)
+from course_lib.support.glyphs import FONTS, GlyphLoader, glyph_bank, glyph_curves, render, warp
+from course_lib.transfer import draw_few, few_shot, glyph_backbone, small_resnet
 from tiny import every_device
 
 
@@ -76,7 +78,7 @@ def test_warp_moves_as_it_says():
 
 
 def test_the_loader_is_the_same_in_another_process():
-    script = ("import torch; from course_lib.transfer import GlyphLoader as G; torch.rand(9); "
+    script = ("import torch; from course_lib.support.glyphs import GlyphLoader as G; torch.rand(9); "
               "loader = G(2, 8, seed=5, device='cpu'); loader.epoch = 3; "
               "print([(yb.tolist(), xb.double().abs().sum().item()) for xb, yb in loader])")
     other = eval(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
@@ -133,7 +135,7 @@ def test_the_backbone_names_fresh_glyphs():
 def copied(tmp_path, monkeypatch):
     "The weights of the course, where a test may damage them."
     path = shutil.copy(CHECKOUT / "data" / "glyphs.safetensors", tmp_path / "glyphs.safetensors")
-    monkeypatch.setattr(transfer, "came_along", lambda name: tmp_path / name)
+    for module in (transfer, glyphs): monkeypatch.setattr(module, "embedded", lambda name: tmp_path / name)
     return path
 
 
@@ -163,7 +165,7 @@ def test_own_weights(tmp_path):
 
 
 def test_damaged_curves(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "came_along", lambda name: tmp_path / name)
+    for module in (transfer, glyphs): monkeypatch.setattr(module, "embedded", lambda name: tmp_path / name)
     for content in (None, b"", b'{"seed": 0'):
         if content is not None: (tmp_path / "glyphs_curves.json").write_bytes(content)
         with pytest.raises(DamagedFileError, match="glyphs_curves.json"): glyph_curves()

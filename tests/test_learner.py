@@ -18,9 +18,10 @@ from torch import nn
 
 from course_lib.adam import Adam
 from course_lib.data import TensorLoader
-from course_lib.learner import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
-                                CancelStepException, CancelTrainException, CancelValidateException, Learner,
-                                ModelResetter, RNNRegularizer, TerminateOnNaN, accuracy, in_order)
+from course_lib.learner import (
+    Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
+    CancelTrainException, CancelValidateException, Learner, ModelResetter, RNNRegularizer, TerminateOnNaN, accuracy)
+from course_lib.support.callbacks import in_order
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
 from tiny import with_ctrl_c

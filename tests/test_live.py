@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from course_lib.data import digits
-from course_lib.live import LiveFigure, explore
-from course_lib.sgd import digits_explorer, parabola_explorer
+from course_lib.support.live import LiveFigure, explore
+from course_lib.figures.sgd import digits_explorer, parabola_explorer
 
 
 def pixels(data): return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB")).astype(int)
@@ -255,7 +255,7 @@ def test_training_shows_itself_while_it_runs_and_can_be_overtaken():
 
 def test_an_explorer_offers_a_picture_and_a_widget_in_one_output(capsys, monkeypatch):
     outputs = []
-    monkeypatch.setattr("course_lib.live.display", lambda *args, **kwargs: outputs.append((args, kwargs)))
+    monkeypatch.setattr("course_lib.support.live.display", lambda *args, **kwargs: outputs.append((args, kwargs)))
     parabola_explorer()._ipython_display_()
     (bundle,), options = outputs[0]
     assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= bundle.keys()

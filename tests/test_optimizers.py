@@ -14,15 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-import course_lib.adam
+import course_lib.figures.adam
 import course_lib.momentum
-from course_lib.adam import (LAMB, LANDSCAPES, Adam, AdamW, Lion, Muon, adam_step, best_rates, flatten_parameters,
-                             race_explorer)
-from course_lib.data import default_device
-from course_lib.momentum import (SGD, average_explorer, average_grad, average_grad_dampened, best_momentum,
-                                 momentum_explorer, momentum_factor, momentum_step, moving_average, nesterov_step,
-                                 noisy_series)
-from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step, rms_prop_step_eps_inside, rmsprop_explorer
+from course_lib.adam import Adam, AdamW, LAMB, Lion, Muon, adam_step
+from course_lib.figures.adam import best_rates, race_explorer
+from course_lib.figures.landscapes import LANDSCAPES
+from course_lib.support.flat import flatten_parameters
+from course_lib.support.tensors import default_device
+from course_lib.figures.momentum import average_explorer, momentum_explorer, noisy_series
+from course_lib.momentum import (
+    SGD, average_grad, average_grad_dampened, best_momentum, momentum_factor, momentum_step, moving_average,
+    nesterov_step)
+from course_lib.figures.rmsprop import rmsprop_explorer
+from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step, rms_prop_step_eps_inside
 from course_lib.sgd import Optimizer
 
 # ours, torch's, arguments of both, and what a group brings of its own: for ours, for torch's
@@ -814,7 +818,7 @@ def test_a_broken_stepper_shows_and_leaves_the_state(make, move, back, monkeypat
     before, [(name, value)] = copy.deepcopy(explorer.state), move.items()
     with monkeypatch.context() as patch:
         patch.setattr(course_lib.momentum, "average_grad_dampened", broken)
-        patch.setattr(course_lib.adam, "descend", broken)
+        patch.setattr(course_lib.figures.adam, "descend", broken)
         explorer.controls[name].value = value
     assert "is broken" in str(explorer.error) and "is broken" in explorer._alarm.value and explorer.state == before
     [(name, value)] = back.items()

@@ -15,13 +15,15 @@ from conftest import Mirror
 from PIL import Image
 from torch import nn
 from torchvision import transforms
-from torchvision.datasets import Imagenette, OxfordIIITPet
+from torchvision.datasets import Imagenette, OxfordIIITPet, utils
 from torchvision.transforms import functional as pictures
 
-from course_lib import SGD, Learner, accuracy, photos
-from course_lib.data import DamagedFileError, DataError, DownloadError
-from course_lib.photos import (IMAGENET_MEAN, IMAGENET_STD, CenterCrop, RandomResizedCrop, decoded, denormalise,
-                               imagenette, pets, resized_crops)
+from course_lib import SGD, Learner, accuracy, transfer
+from course_lib.support import photos
+from course_lib.support.files import DamagedFileError, DataError, DownloadError
+from course_lib.support.photos import (
+    CenterCrop, IMAGENET_MEAN, IMAGENET_STD, RandomResizedCrop, decoded, denormalise, resized_crops)
+from course_lib.transfer import imagenette, pets
 from tiny import every_device
 
 BREEDS = ["Abyssinian", "american_bulldog", "Bengal"]
@@ -222,15 +224,15 @@ def test_the_second_archive_fails(server, tmp_path):
 
 
 def test_an_interruption_while_unpacking_leaves_nothing(server, tmp_path, name, monkeypatch):
-    unpack = photos.extract_archive
+    unpack = utils.extract_archive
 
     def interrupted(archive, folder):
         unpack(archive, folder)
         raise KeyboardInterrupt
-    monkeypatch.setattr(photos, "extract_archive", interrupted)
+    monkeypatch.setattr(utils, "extract_archive", interrupted)
     with pytest.raises(KeyboardInterrupt): MAKERS[name](tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(photos, "extract_archive", unpack)
+    monkeypatch.setattr(utils, "extract_archive", unpack)
     assert MAKERS[name](tmp_path, **SMALL).name == name
 
 
@@ -341,7 +343,7 @@ from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 from {photos.__name__} import decoded
-from course_lib.data import DataError
+from course_lib.support.files import DataError
 folder = Path({str(tmp_path)!r})
 try: decoded(sorted(folder.glob("*.jpg")), folder, 24)
 except DataError as error: print(error)
@@ -368,7 +370,7 @@ def test_bad_arguments_are_refused(server, tmp_path, name, wrong, message):
 
 
 def test_imagenettes_archive_suits_the_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(photos, "_photos", lambda source, *rest: source.home.name)
+    monkeypatch.setattr(transfer, "_photo_loaders", lambda source, *rest: source.home.name)
     assert [imagenette(tmp_path, large=large) for large in (160, 161, 320, 321)] == [
         "imagenette2-160", "imagenette2-320", "imagenette2-320", "imagenette2"]
 

@@ -19,13 +19,13 @@ from torch.optim import lr_scheduler
 
 from course_lib.adam import Adam
 from course_lib.data import TensorLoader
-from course_lib.callbacks import (ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip,
-                                  Progress, Recorder, SaveBest)
-from course_lib.learner import EVENTS, Callback, CancelBatchException, CancelFitException, Learner, TerminateOnNaN
+from course_lib.callbacks import (
+    ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
+from course_lib.learner import Callback, CancelBatchException, CancelFitException, EVENTS, Learner, TerminateOnNaN
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
-from course_lib.schedule import (LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly,
-                                 warm_restarts)
+from course_lib.learning_rate import (
+    LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts)
 from tiny import data, loaders, seed, tiny_net, with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from course_lib.data import default_device
-from course_lib.sgd import Optimizer, add_scaled, canyon_explorer, descend, outcome, parabola_explorer, sgd_step
+from course_lib.support.tensors import default_device
+from course_lib.figures.landscapes import outcome
+from course_lib.figures.sgd import canyon_explorer, parabola_explorer
+from course_lib.sgd import Optimizer, descend, sgd_step
+from course_lib.support.optimizer import add_scaled
 
 
 def heavy_ball(p, grad, state, *, lr, beta=.9):

@@ -12,13 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from traitlets import TraitError
 
-import course_lib.sweep
-from course_lib.adam import LAMB, Adam, AdamW, Lion
+import course_lib.figures.sweeps
+import course_lib.sweeps
+from course_lib.adam import Adam, AdamW, LAMB, Lion
 from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer
-from course_lib.sweep import ACTIVATIONS, Sweep, SweepExplorer, axis_values, first_known, is_mlp, sweep
+from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_values
+from course_lib.support.ensemble import ACTIVATIONS, is_mlp
+from course_lib.sweeps import Sweep, sweep
 from tiny import every_device
 
 F64 = torch.float64
@@ -311,7 +314,7 @@ def test_what_is_written_out_and_what_is_left_to_vmap():
 def test_written_out_equals_vmap(monkeypatch):
     train = lambda: sweep(net(), F.cross_entropy, SGD, pairs(), 10, {"lr": [1e-3, .01, .1]})
     written_out = train()
-    monkeypatch.setattr(course_lib.sweep, "is_mlp", lambda model: False)
+    monkeypatch.setattr(course_lib.sweeps, "is_mlp", lambda model: False)
     torch.testing.assert_close(train().loss, written_out.loss, rtol=1e-12, atol=1e-12)
 
 
@@ -547,7 +550,7 @@ def test_slices_give_what_one_gives(loader):
 @every_loader
 def test_chunks_give_what_one_gives(loader, monkeypatch):
     whole = run(loader)
-    monkeypatch.setattr(course_lib.sweep, "CHUNK_BYTES", 3 * whole.widest)
+    monkeypatch.setattr(course_lib.sweeps, "CHUNK_BYTES", 3 * whole.widest)
     chunked = run(loader)
     assert [len(chunks) for chunks in chunked.slices] == [4]
     assert_same_sweep(whole, chunked)
@@ -561,7 +564,7 @@ def test_every_point_is_in_one_slice_whatever_the_memory(monkeypatch):
     for n in (1, 2, 7, 64, 1000):
         for widest in (1, 3, 50, 10 ** 6):
             for fit in (1, 2, 5, 64, 999, 5000):
-                monkeypatch.setattr(course_lib.sweep, "CHUNK_BYTES", 8 * widest)
+                monkeypatch.setattr(course_lib.sweeps, "CHUNK_BYTES", 8 * widest)
                 result.widest = 8
                 slices = result._slices(n, 100, 100 * fit)
                 flat = [i for chunks in slices for chunk in chunks for i in range(n)[chunk]]
@@ -917,7 +920,7 @@ def test_a_training_that_fails_leaves_the_state_and_can_be_tried_again(live, mon
     def broken(params): raise ArithmeticError("no optimizer today")
 
     with monkeypatch.context() as patch:
-        patch.setitem(course_lib.sweep.OPTIMIZERS, "Adam", broken)
+        patch.setitem(course_lib.figures.sweeps.OPTIMIZERS, "Adam", broken)
         with pytest.raises(ArithmeticError, match="today"): live.set(optimizer="Adam")
         assert "no optimizer today" in live._alarm.value and live.state == before
     state = live.set(column=0)
@@ -945,8 +948,9 @@ def test_values_of_an_axis():
 
 
 def test_first_known_hyperparameter():
-    assert [first_known(opt_func, "eps") for opt_func in (momentum_sgd, RMSProp, Adam)] == ["beta", "eps", "eps"]
-    assert [first_known(opt_func, "beta") for opt_func in (SGD, RMSProp, AdamW)] == ["weight_decay", "sqr_beta", "beta"]
+    assert [available_axis(opt_func, "eps") for opt_func in (momentum_sgd, RMSProp, Adam)] == ["beta", "eps", "eps"]
+    axes = [available_axis(opt_func, "beta") for opt_func in (SGD, RMSProp, AdamW)]
+    assert axes == ["weight_decay", "sqr_beta", "beta"]
 
 
 def test_the_ridge_is_the_middle_of_the_good_values():

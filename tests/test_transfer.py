@@ -8,12 +8,14 @@ import torchvision
 from torch import nn
 
 from course_lib import (AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy,
-                        batchnorm, transfer)
-from course_lib.data import DamagedFileError, DownloadError
-from course_lib.photos import CenterCrop, RandomResizedCrop
-from course_lib.sweep import sweep
-from course_lib.transfer import (MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb,
-                                 imagenet_resnet, layer_groups, load_weights, replace_head, unfreeze)
+                        batchnorm)
+from course_lib.support import pretrained
+from course_lib.support.files import DamagedFileError, DownloadError
+from course_lib.support.photos import CenterCrop, RandomResizedCrop
+from course_lib.sweeps import sweep
+from course_lib.support.pretrained import imagenet_resnet, load_weights
+from course_lib.transfer import (
+    MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, layer_groups, replace_head, unfreeze)
 
 RESNETS = ["resnet18", "resnet34", "resnet50"]
 
@@ -393,7 +395,7 @@ def hub(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
 
     def nowhere(url): raise OSError("no network here")
-    monkeypatch.setattr(transfer, "_open", nowhere)
+    monkeypatch.setattr(pretrained, "open_url", nowhere)
     return tmp_path / "checkpoints"
 
 
