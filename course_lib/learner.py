@@ -136,8 +136,9 @@ class Stages(LearnerBase):
     def _stage(self, stage, body):
         "before, body, after. What is raised skips the rest, up to the stage it names; after_… runs in any case."
         if stage in self._unheard: return body()  # no callback listens inside
-        problem = self.cancelled = None
+        problem = None
         try:
+            self.cancelled = None
             self._call(stage.before)
             body()
             self.cancelled = None  # a stage inside may have been
