@@ -1245,6 +1245,7 @@ def test_a_callback_changes_the_rate_and_the_optimizer():
     assert [group["lr"] for group in learn.opt.param_groups] == pytest.approx([.02, .2])
 
 
+@pytest.mark.filterwarnings("ignore:The optimizer knows nothing")
 def test_a_callback_changes_model_and_number_of_epochs():
     other, seen = net(5), []
     learn = learner(valid=None, opt_func=torch.optim.SGD, lr=.1)
@@ -1566,6 +1567,19 @@ def test_a_model_that_was_replaced_whole_is_not_left_untrained():
     assert_same(learn.model, net(5))
     assert learn.opt is opt and learn.epochs_done == 1
     learn.fit(1, reset_opt=True)
+    by_hand(model := net(5), pairs(4), TORCH_SGD(model.parameters()))
+    assert_same(learn.model, model)
+
+
+def test_a_callback_that_replaces_the_model_has_to_see_to_the_optimizer():
+    learn = learner(valid=None)
+    with pytest.warns(UserWarning, match=r"knows nothing of 4 .*learn\.make_opt\(\)"):
+        learn.fit(1, cbs=[on(before_fit=setting("model", lambda learn: net(5)))])
+    assert_same(learn.model, net(5))
+    learn = learner(valid=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn.fit(1, cbs=[on(before_fit=lambda learn: (setattr(learn, "model", net(5)), learn.make_opt()))])
     by_hand(model := net(5), pairs(4), TORCH_SGD(model.parameters()))
     assert_same(learn.model, model)
 
