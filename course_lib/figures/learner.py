@@ -110,7 +110,8 @@ def cancel_explorer(learner=Learner, cancels=CANCELS):
         events, steps = counted(s["n_events"], "event"), counted(s["n_steps"], "step")
         if s["raised"] == "nothing": return f"Nothing is raised: {events}, {steps}."
         end = "" if s["caught"] else " Nothing that it names is under way there, so fit raises it as an error."
-        return f"{s['raised']} in {s['event']} skips {counted(s['n_skipped'], 'event')} and leaves {steps}.{end}"
+        return (f"{s['raised']} in {s['event']} skips {counted(s['n_skipped'], 'event')}; "
+                f"the optimizer makes {steps}.{end}")
 
     wide = widgets.Layout(width="330px")
     return explore(trace, live, words=words,
