@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ..adam import _adam, _adamw
+from ..adam import adam_steppers, adamw_steppers
 from ..momentum import average_grad, l2_reg, momentum_step
 from ..rmsprop import average_sqr_grad, rms_prop_step
 from ..sgd import Optimizer, descend, sgd_step
@@ -16,7 +16,7 @@ from ..support.plots import COLORS, GHOST, INK, styled
 from .landscapes import LANDSCAPES
 
 CONTENDERS = {"SGD": [l2_reg, sgd_step], "momentum": [l2_reg, average_grad, momentum_step],
-              "RMSProp": [l2_reg, average_sqr_grad, rms_prop_step], "Adam": [l2_reg, *_adam], "AdamW": _adamw}
+              "RMSProp": [l2_reg, average_sqr_grad, rms_prop_step], "Adam": [l2_reg, *adam_steppers], "AdamW": adamw_steppers}
 
 
 def run_race(landscape, rates, **hypers):

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 
-def whole_number(name, value):
-    "`value` as an int; raises `ValueError` for what is not a whole number."
-    try: return operator.index(value)
-    except TypeError: raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
+def whole_number(name, value, at_least=None):
+    "`value` as an int; raises `ValueError` for what is not a whole number, or less than at_least."
+    try: whole = operator.index(value)
+    except TypeError: whole = None
+    if whole is None or at_least is not None and whole < at_least:
+        expected = "" if at_least is None else f", at least {at_least}"
+        raise ValueError(f"{name} must be a whole number{expected}, not {value!r}.")
+    return whole
 
 
 RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1), "slow_beta": (0, 1),  # low ≤ value < high
