@@ -10,13 +10,15 @@ from ..adam import adam_steppers, adamw_steppers
 from ..momentum import average_grad, l2_reg, momentum_step
 from ..rmsprop import average_sqr_grad, rms_prop_step
 from ..sgd import Optimizer, descend, sgd_step
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
 from ..support.optimizer import hyperparameters
 from ..support.plots import COLORS, GHOST, INK, styled
 from .landscapes import LANDSCAPES
 
 CONTENDERS = {"SGD": [l2_reg, sgd_step], "momentum": [l2_reg, average_grad, momentum_step],
-              "RMSProp": [l2_reg, average_sqr_grad, rms_prop_step], "Adam": [l2_reg, *adam_steppers], "AdamW": adamw_steppers}
+              "RMSProp": [l2_reg, average_sqr_grad, rms_prop_step], "Adam": [l2_reg, *adam_steppers],
+              "AdamW": adamw_steppers}
 
 
 def run_race(landscape, rates, **hypers):
@@ -122,7 +124,7 @@ def race_explorer():
     def words(s):
         said = lambda height: f"{height:.1g}" if height < 1e7 else "flew out"
         ranked = sorted(CONTENDERS, key=lambda name: s[name]["height"])
-        return f"After {LANDSCAPES[s['landscape']].n_steps} steps, lowest first: " + "; ".join(
+        return f"After {counted(LANDSCAPES[s['landscape']].n_steps, 'step')}, lowest first: " + "; ".join(
             f"{name} {said(s[name]['height'])} (lr {s[name]['lr']:.2g})" for name in ranked) + "."
 
     return explore(race, live, words=words,

@@ -22,6 +22,13 @@ def finite_path(path):
     return np.nan_to_num(path.numpy(), nan=1e300, posinf=1e300, neginf=-1e300)
 
 
+def multiplies(path, factors):
+    "Does each step multiply the distances by these factors? path `[n_steps + 1, directions]`, to a billionth."
+    before, after = path[:-1], path[1:]
+    seen = np.abs(after) < 1e300  # where `finite_path` has cut nothing
+    return bool((np.abs(after - before * factors) <= 1e-9 * np.abs(before))[seen].all())
+
+
 class CanyonView:
     "A canyon ½ (x² + steepness · y²) seen from above, and a ball's path in it; `artists` are what moves."
     def __init__(self, ax):

@@ -78,6 +78,11 @@ def as_list(name, values):
     raise ValueError(f"{name} must be a list, not {shorten(values)}: write {name}=[…].")
 
 
+def counted(n, noun):
+    "`1 step`, `20 steps`: a number and what it counts."
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
 def check_function(name, function, example):
     "Raises `ValueError` for what cannot be called, and for a class of modules, which would have to be called twice."
     if inspect.isclass(function) and issubclass(function, nn.Module):
