@@ -14,7 +14,7 @@ from course_lib.figures.sgd import canyon_explorer, digits_explorer, parabola_ex
 from course_lib.momentum import SGD, average_grad, average_grad_dampened, momentum_step, nesterov_step
 from course_lib.sgd import Optimizer
 from course_lib.support.checks import counted
-from drive import drive
+from drive import drive, words_of
 
 
 def small_digits(): return digits(device="cpu", n_train=200, n_valid=40, batch_size=64)
@@ -70,18 +70,27 @@ def race(s):
 
 
 THEIR_NAMES = "SGD", "momentum", "RMSProp", "Adam", "AdamW"
-FIGURES = {  # how it is made, its sentence, numbers in the words that are not the state's
-    "parabola": (parabola_explorer, parabola, []), "canyon": (canyon_explorer, canyon, []),
-    "digits": (lambda: digits_explorer(small_digits(), n_steps=30), of_digits(), [40]),
-    "momentum on digits": (lambda: momentum_digits_explorer(small_digits(), n_steps=30), of_digits("beta"), [40]),
-    "average": (average_explorer, average, []), "momentum": (momentum_explorer, momentum, [60]),
-    "RMSProp": (rmsprop_explorer, rmsprop, [200]), "race": (race_explorer, race, [150])}
+FIGURES = {  # how it is made, its sentence, numbers in the words that are not the state's, places along each slider
+    "parabola": (parabola_explorer, parabola, [], 33), "canyon": (canyon_explorer, canyon, [], 49),
+    "digits": (lambda: digits_explorer(small_digits(), n_steps=30), of_digits(), [40], 10),
+    "momentum on digits": (lambda: momentum_digits_explorer(small_digits(), n_steps=30), of_digits("beta"), [40], 10),
+    "average": (average_explorer, average, [], 34), "momentum": (momentum_explorer, momentum, [60], 34),
+    "RMSProp": (rmsprop_explorer, rmsprop, [200], 33), "race": (race_explorer, race, [150], 8)}
+
+
+def along(control, n):
+    "n values from one end of a slider to the other, on its steps; all options of another control."
+    if not hasattr(control, "min"): return getattr(control, "options", [True, False])
+    values = [control.min + round((control.max - control.min) * i / (n - 1) / control.step) * control.step
+              for i in range(n)]
+    values = [min(value, control.max) for value in values]
+    return [control.base ** value for value in values] if hasattr(control, "base") else values
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_control_over_its_whole_range(name, one_thread):
     "Nothing raises, the words are those of the state, and no text that moves leaves the picture."
-    make, sentence, others = FIGURES[name]
+    make, sentence, others, n = FIGURES[name]
     explorer = make()
     texts, show = [artist for artist in explorer.figure.artists if isinstance(artist, Text)], explorer._show
 
@@ -94,6 +103,10 @@ def test_every_control_over_its_whole_range(name, one_thread):
 
     explorer._show = look
     for state, words in drive(explorer, also=others): assert words == sentence(state)
+    for control in explorer.controls.values():  # as a reader moves it
+        for value in along(control, n):
+            control.value = value
+            assert explorer.error is None and words_of(explorer) == sentence(explorer.state), explorer.values
 
 
 def test_the_figures_take_the_readers_own_optimizer():

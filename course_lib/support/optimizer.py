@@ -183,8 +183,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
                 if grad.layout is not torch.strided:
                     raise ValueError("Sparse gradients are not supported: use nn.Embedding(sparse=False).")
                 if p.ndim not in hypers:
-                    hypers[p.ndim] = [{name: per_model(group[name], p.ndim) for name in named}
-                                      for named in self._hypers]
+                    hypers[p.ndim] = [{name: value if isinstance(value := group[name], float) else
+                                       per_model(value, p.ndim) for name in named} for named in self._hypers]
                 found.append((p, grad, self.state[p], hypers[p.ndim]))
         return found
 
