@@ -1164,7 +1164,7 @@ def test_ctrl_c_while_the_search_is_put_back():
         learn = learner()
         learn.fit(1)
         before = facts(learn)
-        lines = with_ctrl_c(lambda: find(learn, num_it=3), at, ["restore", "_put_back"])
+        lines = with_ctrl_c(lambda: find(learn, num_it=3), at, ["restore", "_restore", "_put_back"])
         assert_equal(before, facts(learn), f"line {at}")
         learn.fit(1)
         return lines
