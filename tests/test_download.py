@@ -149,6 +149,22 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     assert files_under(tmp_path) == []
 
 
+def test_a_file_is_seen_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "new folder" / "name"
+    with files.whole_file(path) as part:
+        part.write_bytes(b"half")
+        assert not path.exists() and part.parent == path.parent  # on one disk: moving it takes no copy
+        part.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole" and files_under(tmp_path) == ["name"]
+    for error in (KeyboardInterrupt, OSError):
+        with pytest.raises(error), files.whole_file(path) as part:
+            part.write_bytes(b"half")
+            raise error
+        assert path.read_bytes() == b"whole" and files_under(tmp_path) == ["name"]
+    with pytest.raises(FileNotFoundError), files.whole_file(path): pass  # nothing was written
+    assert path.read_bytes() == b"whole"
+
+
 def test_without_download_absence_is_said(mirror, tmp_path):
     with pytest.raises(DownloadError, match="not there"): mnist(tmp_path, download=False)
     assert mirror.requests == []

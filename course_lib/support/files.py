@@ -87,15 +87,26 @@ def fetch(url, md5):
     return data
 
 
-def write_whole(path, data):
-    "Write a file under a temporary name and move it into place, so that it is never seen half written."
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to, under a temporary name in the same folder, which is made if it is not there.
+
+    What lies there when the block ends is moved to `path`; after an exception or Ctrl-C nothing is left. So a file
+    is never seen half written, and of several writers at once the last one wins.
+    """
+    path = Path(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        yield part
         part.replace(path)
     finally:
         with contextlib.suppress(OSError): part.unlink()
+
+
+def write_whole(path, data):
+    "Write bytes to a file that is whole or not there (`whole_file`)."
+    with whole_file(path) as part: part.write_bytes(data)
 
 
 FOLDER_ADVICE = "make room there, change its permissions, or name another folder in the environment variable COURSE_DATA"
