@@ -140,7 +140,7 @@ class GroupNorm(CheckedGroupNorm):
     arguments, state dicts and errors of `torch.nn.GroupNorm`.
     """
     def normalize(self, x):
-        grouped = x.unflatten(1, (self.num_groups, -1))
-        out = standardized(grouped, [*range(2, grouped.ndim)], self.eps).flatten(1, 2)
+        grouped = x.unflatten(1, (self.num_groups, -1)).flatten(2)  # [B, groups, values of a group]
+        out = standardized(grouped, [2], self.eps).view(x.shape)
         weight, bias = (along_channels(values, x) for values in (self.weight, self.bias))
         return scale_and_shift(out, weight, bias)
