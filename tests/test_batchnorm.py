@@ -5,6 +5,7 @@ import copy
 import inspect
 import math
 import pickle
+import re
 from functools import partial
 
 import numpy as np
@@ -16,8 +17,11 @@ from torch import nn
 
 import course_lib.batchnorm as ours
 from course_lib import Callback, CancelBatchException, CancelFitException, DataLoaders, Learner, TensorLoader, accuracy
+from course_lib.figures.batchnorm import activations_explorer, running_explorer
 from course_lib.momentum import SGD
+from course_lib.sgd import batches
 from course_lib.sweeps import sweep
+from drive import drive, line
 from tiny import every_device
 
 F64 = torch.float64
@@ -471,3 +475,73 @@ def test_a_format_that_fails_is_left_out_but_float32_must_work():
     with pytest.raises(RuntimeError, match="not in this format"):
         ours.seconds_by_format(Refuses(autocast=False), x, y, n_steps=1)
     with pytest.raises(RuntimeError, match="not in this format"): ours.make_fast(Refuses(autocast=False), x, y)
+
+
+NUMBER = r"-?(?:\d+(?:\.\d+)?(?:e[+-]\d+)?|\bnan\b|\binf\b)"
+
+
+def assert_said(text, state, names):
+    "Each number in the words, in this order, is the state's, rounded to two or three digits."
+    found = re.findall(NUMBER, text)
+    assert len(found) == len(names), text
+    for number, name in zip(found, names):
+        assert number in {f"{state[name]:{digits}g}" for digits in (".2", ".3")}, f"{name}: {text}"
+
+
+def test_the_running_figure_says_and_shows_what_torchs_layer_does():
+    explorer, seen = running_explorer(n=90), set()
+    for name, value, state in drive(explorer, 9):
+        assert state[name] == value
+        theirs, generator = nn.BatchNorm1d(1, momentum=state["momentum"]), torch.Generator().manual_seed(0)
+        means = []
+        for step in range(90):
+            late = step >= 60
+            theirs(torch.randn(state["batch_size"], 1, generator=generator) * (1 + late) + 2 * late)
+            means.append(theirs.running_mean.item())
+        assert state["mean"] == pytest.approx(means[-1], rel=1e-4)
+        assert state["var"] == pytest.approx(theirs.running_var.item(), rel=1e-4)
+        assert state["noise"] == pytest.approx(np.std(means[-20:]), rel=1e-3, abs=1e-6)
+        left = (1 - state["momentum"]) ** np.arange(1000)  # of a jump, after so many batches
+        assert state["lag"] == (left <= .1 + 1e-12).argmax()
+        text = line(explorer).replace("(true 2)", "").replace("(true 4)", "")
+        assert_said(text, state, ["momentum", "batch_size", "lag", "mean", "var"])
+        assert f"after {state['lag']} batch{'es' * (state['lag'] != 1)};" in text
+        seen.add((name, value))
+    assert {("momentum", .01), ("momentum", 1.), ("batch_size", 2), ("batch_size", 256)} <= seen
+
+
+def last_batch(train, norm, lr, n_steps=4, n_layers=5):
+    "Loss of the last batch and what went into each ReLU, with torch's own layers and optimizer."
+    model = ours.deep_net(norm, n_layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=.9)
+    for xb, yb in batches(train, n_steps, seed=1, batch_size=64):
+        inputs, x = [], xb
+        for layer in model:
+            if isinstance(layer, nn.ReLU): inputs.append(x.detach())
+            x = layer(x)
+        loss = F.cross_entropy(x, yb)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item(), inputs
+
+
+def test_the_activations_figure_says_and_shows_what_the_layers_give():
+    torch.manual_seed(0)
+    train = TensorLoader(torch.randn(300, 1, 28, 28), torch.arange(300) % 10, 64)
+    explorer, rates = activations_explorer(train, n_steps=4, n_layers=5), []
+    for name, lr, state in drive(explorer, 9):
+        assert state["lr"] == lr and state["step"] == 4 and name == "lr"
+        assert_said(line(explorer), state, ["step", "lr", "loss_plain", "first_plain", "last_plain", "loss_norm",
+                                            "first_norm", "last_norm"])
+        for row, (kind, norm) in enumerate((("plain", None), ("norm", nn.BatchNorm1d))):
+            loss, inputs = last_batch(train, norm, lr)
+            spreads = [x.std().item() for x in inputs]
+            values = [state[f"{what}_{kind}"] for what in ("loss", "first", "last")]
+            assert values == pytest.approx([loss, spreads[0], spreads[-1]], rel=.01)
+            for layer, x in enumerate(inputs):  # darker, the more values are in a bin
+                column = np.expm1(explorer.figure.artists[row * 5 + layer].get_array()[:, 3])
+                counts = np.histogram(x, 41, (-3, 3))[0]
+                assert np.abs(column - counts).sum() <= .02 * counts.sum()  # rounding moves some to the next bin
+        rates.append(lr)
+    assert len(rates) == 9 and rates[0] == pytest.approx(1e-3) and rates[-1] == pytest.approx(10)

@@ -1,5 +1,6 @@
 """Data against references: scikit-learn's digits, torchvision's MNIST and affine map, and files that are not what they
 should be."""
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from torchvision import datasets, transforms
 from torchvision.transforms.functional import affine as torchvision_affine
 
 from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
+from course_lib.figures.data import affine_explorer
 from course_lib.support import files
 from course_lib.support.files import CHECKOUT, DamagedFileError, data_root
 from course_lib.support.tensors import default_device
+from drive import drive, line
 
 
 def test_embedded_digits_are_scikit_learns():
@@ -266,3 +269,31 @@ def test_the_background_stays_background():
     ({"degrees": 5, "shear": (None, 1)}, "shear: expected 2 or 4")])
 def test_bad_affines_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): RandomAffine(**wrong)
+
+
+WORDS = re.compile(r"Turned by (-?\d+)°, (\d\.\d\d) times as large, sheared by (-?\d+)°, "
+                   r"(?:(\d+) (pixels?) to the (left|right)|not shifted): (\d+)% of the ink\.")
+
+
+def test_the_affine_figure_says_and_shows_what_torchvision_does():
+    images = torch.stack([digits(device="cpu").valid.x[i] for i in range(3)])
+    explorer, seen, first = affine_explorer(images), set(), images.min()
+    for name, value, state in drive(explorer, 9):
+        assert state[name] == value
+        turned, scale, sheared, n, unit, side, ink = WORDS.fullmatch(line(explorer)).groups()
+        assert (int(turned), float(scale), int(sheared)) == (
+            state["angle"], pytest.approx(state["scale"], abs=.0051), state["shear"])
+        assert (int(n or 0) * (-1 if side == "left" else 1), unit) == (
+            state["right"], None if n is None else "pixel" if n == "1" else "pixels")
+        moved = torch.stack([torchvision_affine(
+            image - first, state["angle"], [state["right"], 0], state["scale"], [state["shear"], 0],
+            interpolation=transforms.InterpolationMode.BILINEAR) for image in images])
+        share = float(moved.sum() / (images - first).sum())
+        assert state["ink"] == pytest.approx(share, abs=1e-3) and int(ink) == pytest.approx(100 * share, abs=.6)
+        shown = torch.stack([torch.as_tensor(artist.get_array()) for artist in explorer.figure.artists])
+        torch.testing.assert_close(shown, (moved + first)[:, 0], atol=1e-3, rtol=0)
+        seen.add((name, value))
+    assert {name for name, _ in seen} == {"angle", "scale", "shear", "right"} and len(seen) > 30
+    for n, words in ((0, "not shifted"), (1, "1 pixel to the right"), (-1, "1 pixel to the left"), (2, "2 pixels")):
+        explorer.set(right=n)
+        assert words in line(explorer)

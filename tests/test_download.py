@@ -77,7 +77,8 @@ def test_a_name_look_up_that_hangs_is_given_up(mirror, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="timed out, no answer in 3 s"): mnist(tmp_path)
 
 
-@pytest.mark.parametrize("error", [TimeoutError("timed out"), urllib.error.URLError(TimeoutError("timed out"))], ids=repr)
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), urllib.error.URLError(TimeoutError("timed out"))],
+                         ids=repr)
 def test_no_answer_is_said_alike_whoever_notices_it_first(mirror, tmp_path, monkeypatch, error):
     "Our clock and the socket's run equally long: on a busy machine either may be the first."
     def give_up(*args, **kwargs): raise error

@@ -18,7 +18,7 @@ def affine_explorer(images):
     images = images.cpu()
     fig = Figure(figsize=(9, 2.6))
     axes = fig.subplots(1, len(images), squeeze=False)[0]
-    pictures = [ax.imshow(image[0], cmap="gray_r") for ax, image in zip(axes, images)]
+    pictures = [ax.imshow(image[0].numpy(), cmap="gray_r") for ax, image in zip(axes, images)]
     for ax in axes: ax.axis("off")
     live = LiveFigure(fig, pictures,
                       alt=f"{len(images)} handwritten digits, turned, stretched, sheared and shifted by four sliders.")
@@ -26,7 +26,7 @@ def affine_explorer(images):
     def turn(angle, scale, shear, right):
         each = lambda *values: torch.tensor([[float(v)] * len(images) for v in values])
         out = affine(images, each(angle)[0], each(right, 0), each(scale)[0], each(shear, 0))
-        for picture, image in zip(pictures, out): picture.set_data(image[0])
+        for picture, image in zip(pictures, out): picture.set_data(image[0].numpy())
         ink = (out - images.min()).sum() / (images - images.min()).sum()
         return {"angle": angle, "scale": scale, "shear": shear, "right": right, "ink": ink.item()}
 
