@@ -17,7 +17,7 @@ from course_lib.figures.data import affine_explorer
 from course_lib.support import files
 from course_lib.support.files import CHECKOUT, DamagedFileError, data_root
 from course_lib.support.tensors import default_device
-from drive import drive, line
+from drive import drive
 
 
 def test_embedded_digits_are_scikit_learns():
@@ -277,23 +277,20 @@ WORDS = re.compile(r"Turned by (-?\d+)°, (\d\.\d\d) times as large, sheared by 
 
 def test_the_affine_figure_says_and_shows_what_torchvision_does():
     images = torch.stack([digits(device="cpu").valid.x[i] for i in range(3)])
-    explorer, seen, first = affine_explorer(images), set(), images.min()
-    for name, value, state in drive(explorer, 9):
-        assert state[name] == value
-        turned, scale, sheared, n, unit, side, ink = WORDS.fullmatch(line(explorer)).groups()
+    explorer, first = affine_explorer(images), images.min()
+    shown = lambda: torch.stack([torch.as_tensor(artist.get_array()) for artist in explorer.figure.artists])
+    for state, words in drive(explorer, also=lambda s: [abs(s["right"])]):
+        turned, scale, sheared, n, unit, side, ink = WORDS.fullmatch(words).groups()
         assert (int(turned), float(scale), int(sheared)) == (
             state["angle"], pytest.approx(state["scale"], abs=.0051), state["shear"])
-        assert (int(n or 0) * (-1 if side == "left" else 1), unit) == (
-            state["right"], None if n is None else "pixel" if n == "1" else "pixels")
+        assert int(n or 0) * (-1 if side == "left" else 1) == state["right"]
+        assert unit == (None if n is None else "pixel" if n == "1" else "pixels")
         moved = torch.stack([torchvision_affine(
             image - first, state["angle"], [state["right"], 0], state["scale"], [state["shear"], 0],
             interpolation=transforms.InterpolationMode.BILINEAR) for image in images])
         share = float(moved.sum() / (images - first).sum())
         assert state["ink"] == pytest.approx(share, abs=1e-3) and int(ink) == pytest.approx(100 * share, abs=.6)
-        shown = torch.stack([torch.as_tensor(artist.get_array()) for artist in explorer.figure.artists])
-        torch.testing.assert_close(shown, (moved + first)[:, 0], atol=1e-3, rtol=0)
-        seen.add((name, value))
-    assert {name for name, _ in seen} == {"angle", "scale", "shear", "right"} and len(seen) > 30
+        explorer.set(**{name: state[name] for name in explorer.controls})
+        torch.testing.assert_close(shown(), (moved + first)[:, 0], atol=1e-3, rtol=0)
     for n, words in ((0, "not shifted"), (1, "1 pixel to the right"), (-1, "1 pixel to the left"), (2, "2 pixels")):
-        explorer.set(right=n)
-        assert words in line(explorer)
+        assert words in explorer.words(explorer.set(right=n))
