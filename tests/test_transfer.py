@@ -1,14 +1,19 @@
 """Transfer against references: torchvision's networks, torch's optimizers, weights that are not what they should be."""
 import copy
+import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from course_lib import (AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy,
                         batchnorm)
+from course_lib.figures.transfer import head_explorer
 from course_lib.support import pretrained
 from course_lib.support.files import DamagedFileError, DownloadError
 from course_lib.support.photos import CenterCrop, RandomResizedCrop
@@ -17,6 +22,7 @@ from course_lib.support.pretrained import imagenet_resnet, load_weights
 from course_lib.transfer import (
     MoveStatistics, ResidualBlock, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, layer_groups,
     replace_head, unfreeze)
+from drive import drive
 from tiny import with_ctrl_c
 
 RESNETS = ["resnet18", "resnet34", "resnet50"]
@@ -102,9 +108,9 @@ class TwoHeads(nn.Module):
 @pytest.mark.parametrize("way", ["two", "dict"])
 def test_two_heads_are_named_and_left(way):
     model = TwoHeads(way)
+    said = r"TwoHeads has 2 heads, breed and age.*model\.age = replace_head\(model\.age"
     for work in (lambda: replace_head(model, 5), lambda: features(model, torch.randn(2, 4))):
-        with pytest.raises(ValueError, match=r"TwoHeads has 2 heads, breed and age.*model\.age = replace_head\(model\.a"):
-            work()
+        with pytest.raises(ValueError, match=said): work()
     assert model.age.out_features == 1
     model.age = replace_head(model.age, 7)  # the advice
     assert [part.shape for part in (TwoHeads.forward(model, torch.randn(2, 4)).values() if way == "dict"
@@ -152,7 +158,8 @@ class OwnConv(nn.Conv2d): "Nothing new."
 
 @pytest.mark.parametrize("head, x", [
     (Scaled(4, 30.), torch.randn(2, 4)), (OwnConv(4, 3, 1), torch.randn(2, 4, 5, 5)),
-    (nn.modules.linear.NonDynamicallyQuantizableLinear(4, 3), torch.randn(2, 4))], ids=["scaled", "conv", "torch's own"])
+    (nn.modules.linear.NonDynamicallyQuantizableLinear(4, 3), torch.randn(2, 4))],
+                         ids=["scaled", "conv", "torch's own"])
 def test_a_subclass_is_replaced_by_one_of_its_kind(head, x):
     model, old = nn.Sequential(nn.Identity(), head), head.weight
     torch.manual_seed(1)
@@ -431,8 +438,8 @@ def test_fine_tune_leaves_nothing_frozen_wherever_ctrl_c_comes():
     "`finally:` and `try:` themselves are nothing that Python interrupts."
     def attempt(at):
         learn = learner()
-        n = with_ctrl_c(lambda: learn.fine_tune(1, .01), at, ["fine_tune", "freeze", "freeze_to", "unfreeze", "complete",
-                                                              "freeze_groups"], but=("finally:", "try:"))
+        n = with_ctrl_c(lambda: learn.fine_tune(1, .01), at, [
+            "fine_tune", "freeze", "freeze_to", "unfreeze", "complete", "freeze_groups"], but=("finally:", "try:"))
         assert all(p.requires_grad for p in learn.model.parameters()), at
         return n
     n = attempt(0)
@@ -478,6 +485,53 @@ def test_a_residual_block_is_torchvisions(n_in, n_out, stride):
     torch.testing.assert_close(ours(x), theirs(x))
     for p in ours.norm2.parameters(): nn.init.zeros_(p)
     if same: assert torch.equal(ours(x), x.relu())  # the way around
+
+
+# --- a head, live
+
+def clusters(n_classes=10, n=700, seed=0):
+    "Features of each class around a place of its own."
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(n_classes, (n,), generator=generator)
+    return 2 * torch.randn(n_classes, 16, generator=generator)[y] + torch.randn(n, 16, generator=generator), y
+
+
+def test_every_control_of_the_head_explorer_over_its_range():
+    x, y = clusters(n=2000)
+    heads = head_explorer(x, y)
+    said = dict((tuple(state[name] for name in ("n_per_class", "lr", "draw")), words) for state, words in drive(heads))
+    assert {n for n, *_ in said} >= {1, 60} and {round(lr, 6) for _, lr, _ in said} >= {1e-4, 1.}
+    assert {draw for *_, draw in said} >= {0, 20}
+    for (n, *_), words in said.items():
+        assert words.startswith("1 image of each class, " if n == 1 else f"{n} images of each class, ")
+    # scikit-learn's judgement of the same ten images each
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(3)) + 1000
+    rows = torch.cat([order[y[order] == c][:10] for c in range(10)])
+    theirs = LogisticRegression(max_iter=1000).fit(x[rows], y[rows]).score(x[:1000], y[:1000])
+    assert heads.set(n_per_class=10, draw=3)["accuracy"] == pytest.approx(theirs, abs=.1) and theirs > .7
+    assert heads.set(lr=1e-4)["accuracy"] < theirs - .1
+
+
+def test_few_images_bound_the_slider():
+    x, y = clusters(n=120)
+    most = min(int((y[60:] == c).sum()) for c in range(10))
+    heads = head_explorer(x, y)
+    assert heads.controls["n_per_class"].max == most < 10
+    assert heads.set(n_per_class=most)["n_per_class"] == most
+    with pytest.raises(ValueError, match="Each of the 10 classes needs images"): head_explorer(x, y.sort()[0])
+
+
+def test_many_black_digits_leave_the_others_to_be_seen():
+    x, y = clusters(n=2000)
+    heads = head_explorer(x, y, n_steps=2)
+
+    def inked(n):
+        heads.set(n_per_class=n)
+        picture = np.asarray(Image.open(io.BytesIO(bytes(heads.figure.image.value))).convert("RGB")).astype(int)
+        left = picture[60:-90, 140:picture.shape[1] // 2 - 40]
+        return (left.max(-1) < 60).sum(), (np.ptp(left, -1) > 60).sum()  # black pixels, coloured ones
+    (few, colours), (many, left_over) = inked(1), inked(60)
+    assert 0 < few < many and left_over > .5 * colours
 
 
 # --- inputs, features, several looks
