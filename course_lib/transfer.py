@@ -23,21 +23,27 @@ from .sgd import batches
 from .support.checks import positive_int
 from .support.glyphs import CLASSES, glyph_weights
 from .support.learner import freeze_groups, frozen_norms
-from .support.photos import (
-    CenterCrop, RandomResizedCrop, check_photo_sizes, imagenette_source, load_photos, pets_source)
+from course_lib.support.photos import (
+    CenterCrop, RandomResizedCrop, check_photo_sizes, imagenette_source, load_photos,
+    pets_source)
 from .support.pretrained import load_weights
 from .support.tensors import default_device, map_tensors
-from course_lib.support.transfer import (
-    check_fine_tune, children_with_parameters, complete, find_head, first_of_each_class, fresh_layer, is_norm,
-    split_by_axes, tta_inputs)
+from .support.transfer import (
+    check_fine_tune, children_with_parameters, complete, find_head, first_of_each_class,
+    fresh_layer, is_norm, split_by_axes, tta_inputs)
 
 # %% ../nbs/11_transfer.ipynb #ab78c7d2
 class ResidualBlock(nn.Module):
-    "Two 3×3 convolutions with batchnorm, added to their input (He et al., 2016): `[B, n_in, h, w]` to n_out channels."
+    """Two 3×3 convolutions with batchnorm, added to their input (He et al., 2016).
+
+    `[B, n_in, h, w]` -> `[B, n_out, h / stride, w / stride]`
+    """
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out)
-        self.conv2, self.norm2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(n_out)
         same = n_in == n_out and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(n_in, n_out, 1, stride, bias=False)
 
@@ -47,26 +53,27 @@ class ResidualBlock(nn.Module):
 
 # %% ../nbs/11_transfer.ipynb #9a4b5be9
 def small_resnet(n_classes=len(CLASSES)):
-    """A residual net for `[B, 1, 28, 28]` with 0.3 million parameters and random weights: `nn.Sequential` of
-    stem, stage1, stage2, stage3 and head, which ends in `nn.Linear(128, n_classes)`.
+    """A residual net for `[B, 1, 28, 28]` with 0.3 million parameters and random weights.
+
+    An `nn.Sequential` of stem, stage1, stage2, stage3 and head; that ends in an `nn.Linear`.
     """
     stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
     model = nn.Sequential(OrderedDict(
         stem=stem, stage1=ResidualBlock(16, 32), stage2=ResidualBlock(32, 64, 2),
         stage3=ResidualBlock(64, 128, 2), head=head))
-    return model.to(memory_format=torch.channels_last)  # the faster order of a convolution's weights
+    return model.to(memory_format=torch.channels_last)  # the faster order of weights
 
 # %% ../nbs/11_transfer.ipynb #da3e78e4
 def glyph_backbone(path=None, device=None):
-    """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all its parameters learn.
+    """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all of it learns.
 
-    path: weights of your own, as data/train_glyphs.py writes them; by default those of the course, whose
-    hash is checked. Raises `DamagedFileError` for a file that is missing, damaged or another than it should
-    be, `ValueError` for the weights of another model.
+    path: weights of your own, as data/train_glyphs.py writes them; by default those of the course,
+    whose hash is checked. Raises `DamagedFileError` for a file that is missing, damaged or another
+    than it should be, `ValueError` for the weights of another model.
     """
     weights = glyph_weights(path)
-    with torch.random.fork_rng(devices=[]): model = small_resnet()  # its own random weights need not last
+    with torch.random.fork_rng(devices=[]): model = small_resnet()  # its random weights go at once
     model = load_weights(model, weights, str(path or "glyphs.safetensors"))
     return model.eval().to(default_device() if device is None else device)
 
@@ -74,8 +81,8 @@ def glyph_backbone(path=None, device=None):
 def replace_head(model, n_classes):
     """The model with a fresh last layer for n_classes: changed in place, and returned.
 
-    The last layer, from which the outputs come, must be an `nn.Linear` or an `nn.Conv2d`, or a subclass
-    that adds no tensors; `ValueError` for anything else, and for a model with several heads.
+    The last layer, from which the outputs come, must be an `nn.Linear` or an `nn.Conv2d`, or of a
+    subclass that adds no tensors; `ValueError` for anything else, and for several heads.
     """
     name, old = find_head(model)
     new = fresh_layer(old, n_classes)
@@ -88,8 +95,8 @@ def replace_head(model, n_classes):
 def layer_groups(model):
     """The model's parameters as a list of lists, from input to output: a splitter for `Learner`.
 
-    One group for each child that has parameters, normalization together with the layer before it. An
-    `nn.Sequential` gives its layers, a ResNet its stem, its stages and its head.
+    One group for each child that has parameters, normalization together with the layer before it.
+    An `nn.Sequential` gives its layers, a ResNet its stem, its stages and its head.
     """
     groups = []
     for child, parameters in children_with_parameters(model):
@@ -115,25 +122,25 @@ def unfreeze(model):
 # %% ../nbs/11_transfer.ipynb #81bc5e1c
 @torch.no_grad()
 def features(model, x, batch_size=500):
-    """What the last layer of a model gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`.
+    """What a model's last layer gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`.
 
     Raises `ValueError` where `replace_head` would. A copy does the work; the model stays as it is.
     """
-    inputs, (name, _), body = [], find_head(model), copy.deepcopy(model).eval()
+    (name, _), body, inputs = find_head(model), copy.deepcopy(model).eval(), []
     body.get_submodule(name).register_forward_pre_hook(lambda head, args: inputs.append(args[0]))
     for batch in x.split(batch_size): body(batch)
     return torch.cat(inputs)
 
 # %% ../nbs/11_transfer.ipynb #bdc035b2
 class MoveStatistics(Callback):
-    "Lets frozen normalization layers follow the new data with their running statistics, which they otherwise keep."
+    "Lets the running statistics of frozen normalization layers follow the new data."
     def before_train(self, learn):
         for norm in frozen_norms(learn.model): norm.train()
 
 # %% ../nbs/11_transfer.ipynb #bd314bcc
 def decay_weights_only(opt_func):
-    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, and norms'
-    scale and shift.
+    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, and
+    norms' scale and shift.
 
     It splits each parameter group in two; the learner gives both parts the same rate.
     """
@@ -148,11 +155,12 @@ def decay_weights_only(opt_func):
 
 # %% ../nbs/11_transfer.ipynb #2b3cae47
 def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=()):
-    """Train the last group for freeze_epochs, then all for n_epochs, each with one cycle (Howard and Gugger, 2020).
+    """Train the last group for freeze_epochs, then all for n_epochs (Howard and Gugger, 2020).
 
-    Frozen, the last group's peak is base_lr (by default the learner's); after that half of it, and lr_mult
-    times less in the first group, geometric in between. A callback that ends the first part ends it all.
-    The model is left unfrozen, after an error too. Raises `ValueError` for a model without a body.
+    Each part is one cycle. Frozen, the last group's peak is base_lr (by default the learner's); after
+    that half of it, and lr_mult times less in the first group, geometric in between. A callback that
+    ends the first part ends it all. The model is left unfrozen, after an error too. Raises
+    `ValueError` for a model without a body.
     """
     base_lr, cbs = check_fine_tune(learn, n_epochs, base_lr, freeze_epochs, lr_mult, cbs)
     if learn.lr is None: learn.lr = base_lr
@@ -162,7 +170,8 @@ def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=(
         if freeze_epochs: learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, cbs=cbs)
     finally: complete(learn.unfreeze)
     if learn.epochs_done < until: return  # a callback has ended it
-    learn.fit_one_cycle(n_epochs, slice(base_lr / 2 / lr_mult, base_lr / 2), pct_start=.3, cbs=cbs)
+    rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
+    learn.fit_one_cycle(n_epochs, rates, pct_start=.3, cbs=cbs)
 
 
 Learner.fine_tune = fine_tune
@@ -171,16 +180,18 @@ Learner.fine_tune = fine_tune
 def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
     """n images of each class, and the rest to test on: `(x, y), (x_rest, y_rest)`.
 
-    Drawn from all parts of `dls` together; draw: the seed; n_rest: at most so many, from the end, where the
-    test part is. Raises `ValueError` where a class has too few, and where none would be left.
+    Drawn from all parts of `dls` together; draw: the seed; n_rest: at most so many, from the end,
+    where the test part is. Raises `ValueError` where a class has too few, and where none is left.
     """
     parts = [part for part in (dls.train, dls.valid, dls.test) if part is not None]
     x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(draw)).to(y.device)
-    few, left = first_of_each_class(y, order, n_per_class), torch.ones_like(y, dtype=torch.bool)
+    few = first_of_each_class(y, order, n_per_class)
+    left = torch.ones_like(y, dtype=torch.bool)
     left[few] = False
     rest = left.nonzero()[-positive_int("n_rest", n_rest):, 0]
-    if not len(rest): raise ValueError(f"{n_per_class} images of each class are all there are: none is left to test.")
+    if not len(rest): raise ValueError(f"{n_per_class} images of each class are all there are: "
+                                       "none is left to test.")
     return (x[few], y[few]), (x[rest], y[rest])
 
 # %% ../nbs/11_transfer.ipynb #32b22752
@@ -188,11 +199,11 @@ WAYS = {"scratch": .03, "head": .01, "fine-tune": slice(.001, .01)}  # the peaks
 
 
 def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
-    """Train on few images and return the accuracy on the rest, from 0 to 1; few, rest: as from `draw_few`.
+    """Train on few images and return the accuracy on the rest, from 0 to 1; both as from `draw_few`.
 
-    way: "scratch", "head" (the pretrained body frozen, the head new) or "fine-tune" (all learn); lr: the peak
-    of the one-cycle, by default that of `WAYS`; n_steps: batches of 50, with AdamW; backbone: what is copied,
-    by default `glyph_backbone()`. Raises `ValueError` for another way, and for n_steps below 1.
+    way: "scratch", "head" (the pretrained body frozen, the head new) or "fine-tune" (all learn);
+    lr: the peak of the one-cycle, by default that of `WAYS`; n_steps: batches of 50, with AdamW;
+    backbone: what is copied, by default `glyph_backbone()`. `ValueError` for n_steps below 1.
     """
     if way not in WAYS: raise ValueError(f"way must be one of {', '.join(WAYS)}, not {way!r}.")
     n_steps = positive_int("n_steps", n_steps)
@@ -206,7 +217,8 @@ def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
         few, rest = ((features(model, x), y) for x, y in (few, rest))
         model = head
     steps = list(batches(TensorLoader(*few, 50), n_steps, seed, min(50, len(few[1]))))
-    learn = Learner(model, DataLoaders(steps, TensorLoader(*rest, 500)), F.cross_entropy, AdamW, metrics=[accuracy])
+    dls = DataLoaders(steps, TensorLoader(*rest, 500))
+    learn = Learner(model, dls, F.cross_entropy, AdamW, metrics=[accuracy])
     fit_one_cycle(learn, 1, WAYS[way] if lr is None else lr)
     return learn.results["accuracy"]
 
@@ -218,16 +230,17 @@ def best_scratch(measured):
 
 # %% ../nbs/11_transfer.ipynb #421809ea
 def tta(learn, dl=None, transform=None, n=4):
-    """Class probabilities `[N, n_classes]` and targets `[N]`: averages over each input as it is and n random versions.
+    """Class probabilities `[N, n_classes]` and targets `[N]`: averages over n + 1 versions of each input.
 
-    dl: by default the validation loader, of whose own transform the version "as it is" comes; transform:
-    `(xb, yb) -> (xb, yb)`, by default the training loader's. Raises `ValueError` where one of them is missing.
+    One is as it is, by the transform of dl, by default the validation loader; n are random, by
+    transform, `(xb, yb) -> (xb, yb)`, by default the training loader's. `ValueError` if one is missing.
     """
     dl, plain, transform = tta_inputs(learn, dl, transform)
     looks, averages, targets = [plain] + [transform] * positive_int("n", n), [], []
     for xb, yb in dl:
         versions = [look(map_tensors(torch.clone, xb), yb)[0] for look in looks]
-        averages.append(torch.stack([learn.predict(version).softmax(1) for version in versions]).mean(0))
+        each = torch.stack([learn.predict(version).softmax(1) for version in versions])
+        averages.append(each.mean(0))
         targets.append(yb.to(averages[-1].device))
     if not averages: raise ValueError("The loader is empty: it has no batch.")
     return torch.cat(averages), torch.cat(targets)
@@ -238,40 +251,46 @@ Learner.tta = tta
 # %% ../nbs/11_transfer.ipynb #855e61d6
 def gray_to_rgb(x):
     "Gray images `[B, 1, H, W]` as `[B, 3, H, W]`: three times the same channel, without a copy."
-    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
     return x.expand(-1, 3, -1, -1)
 
 # %% ../nbs/11_transfer.ipynb #photo-loaders
 def _photo_loaders(source, size, large, batch_size, n_valid, device, seed, download):
-    "`DataLoaders` of photos that are decoded once, with `.classes`; cropped at random in training, else in the middle."
+    "`DataLoaders` of photos, decoded once; cropped at random in training, else in the middle."
     check_photo_sizes(size, large, batch_size)
     photos = load_photos(source, large, n_valid, download)
     crops = RandomResizedCrop(size, device=device), CenterCrop(size, device=device)
     train, valid, test = (
-        TensorLoader(photos.x[part], photos.y[part], batch_size, shuffle=not i, transform=crops[i > 0], seed=seed)
+        TensorLoader(photos.x[part], photos.y[part], batch_size, not i, crops[i > 0], seed=seed)
         for i, part in enumerate((photos.train, photos.valid, photos.test)))
     dls = DataLoaders(train, valid, test, name=source.name)
     dls.classes = photos.classes
     return dls
 
 # %% ../nbs/11_transfer.ipynb #858fc1f9
-def pets(root=None, size=224, large=288, batch_size=64, n_valid=None, device=None, seed=0, download=True):
-    """The Oxford-IIIT Pets (Parkhi et al., 2012), 37 breeds of cats and dogs, as `DataLoaders` with `.classes`:
-    normalised float images `[n, 3, size, size]`, cropped at random in training, and int64 targets `[n]`, on the device.
+def pets(root=None, size=224, large=288, batch_size=64, n_valid=None, device=None, seed=0,
+         download=True):
+    """The Oxford-IIIT Pets (Parkhi et al., 2012), 37 breeds, as `DataLoaders` with `.classes`.
 
-    root: see `data_root`; large: side of the square that each photo is decoded to, once, in pixels;
-    n_valid: how many training photos are cut off for validation, by default a sixth, the same for every seed.
-    The photos themselves stay on disk: `.train.x` are uint8 images `[n, 3, large, large]` on the CPU.
-    Raises `DownloadError` where files are missing and cannot be had, `DamagedFileError` where one is damaged,
-    `DataError` where the disk has no room for the decoded photos.
+    They give normalised float images `[n, 3, size, size]`, cropped at random in training, and int64
+    targets `[n]`, on the device. `.train.x` are uint8 `[n, 3, large, large]`, on disk.
+
+    root: see `data_root`; large: side in pixels of the square that each photo is decoded to, once;
+    n_valid: how many training photos are cut off for validation, by default a sixth, the same for
+    every seed. Raises `DownloadError` where files are missing and cannot be had, `DamagedFileError`
+    where one is damaged, `DataError` where the disk has no room for the decoded photos.
     """
-    return _photo_loaders(pets_source(root), size, large, batch_size, n_valid, device, seed, download)
+    return _photo_loaders(
+        pets_source(root), size, large, batch_size, n_valid, device, seed, download)
 
 
-def imagenette(root=None, size=128, large=160, batch_size=64, n_valid=None, device=None, seed=0, download=True):
+def imagenette(root=None, size=128, large=160, batch_size=64, n_valid=None, device=None, seed=0,
+               download=True):
     """Imagenette (Howard, 2019), ten easy classes of ImageNet; else like `pets`.
 
     The archive is the smallest whose shorter sides, 160, 320 or all pixels, are at least `large`;
     its `val` photos are the test part.
     """
-    return _photo_loaders(imagenette_source(root, large), size, large, batch_size, n_valid, device, seed, download)
+    return _photo_loaders(
+        imagenette_source(root, large), size, large, batch_size, n_valid, device, seed, download)

@@ -27,7 +27,9 @@ def head_explorer(x, y, n_steps=60):
     most = int(torch.bincount(y[rest:], minlength=n_classes).min())
     if not most: raise ValueError(f"Each of the {n_classes} classes needs images beyond the first {rest:,}.")
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
-    flat = (x @ torch.pca_lowrank(x, 2, niter=4)[2]).cpu()
+    with torch.random.fork_rng(devices=[]):  # it draws, and shall not draw the plane anew each time
+        torch.manual_seed(0)
+        flat = (x @ torch.pca_lowrank(x.cpu(), 2, niter=4)[2].to(x.device)).cpu()
     fig = Figure(figsize=(11, 4.4))
     places, curve = fig.subplots(1, 2)
     for c in range(n_classes):
