@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from traitlets import TraitError
 
+import course_lib
 import course_lib.figures.sweeps
+import course_lib.support.ensemble
 import course_lib.sweeps
 from course_lib.adam import Adam, AdamW, LAMB, Lion
 from course_lib.data import DataLoaders, TensorLoader
@@ -20,7 +22,7 @@ from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer
 from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_values
-from course_lib.support.ensemble import ACTIVATIONS, is_mlp
+from course_lib.support.ensemble import ACTIVATIONS, cut, is_mlp
 from course_lib.sweeps import Sweep, sweep
 from tiny import every_device
 
@@ -525,10 +527,11 @@ def run(loader="list", model=None, n_steps=12, **options):
     return sweep(model or dropout_net(), F.cross_entropy, momentum_sgd, LOADERS[loader](), n_steps, GRID, **options)
 
 
-def memory_for(n, loader="list"):
-    "max_bytes for n of these models at once."
+def memory_for(n, loader="list", stepped=None):
+    "max_bytes for n of these models, of which so many are stepped at once (by default all), and for the losses."
     result = Sweep(dropout_net(), F.cross_entropy, momentum_sgd, LOADERS[loader](), 12, GRID)
-    return (n + .5) * (result._bytes_of_one() + 12 * 8)
+    lasting, passing = result._bytes_of_one()
+    return n * lasting + (stepped or n) * passing + result.loss.nbytes
 
 
 def assert_same_sweep(a, b, eps=1e-12):
@@ -550,26 +553,26 @@ def test_slices_give_what_one_gives(loader):
 @every_loader
 def test_chunks_give_what_one_gives(loader, monkeypatch):
     whole = run(loader)
-    monkeypatch.setattr(course_lib.sweeps, "CHUNK_BYTES", 3 * whole.widest)
+    widest = max(p.nbytes for p in dropout_net().parameters())
+    monkeypatch.setattr(course_lib.support.ensemble, "CHUNK_BYTES", 3 * widest)
     chunked = run(loader)
     assert [len(chunks) for chunks in chunked.slices] == [4]
     assert_same_sweep(whole, chunked)
-    both = run(loader, max_bytes=memory_for(6, loader))
+    both = run(loader, max_bytes=memory_for(6, loader, stepped=3))
     assert [len(chunks) for chunks in both.slices] == [2, 2]
     assert_same_sweep(whole, both)
 
 
-def test_every_point_is_in_one_slice_whatever_the_memory(monkeypatch):
-    result = Sweep(dropout_net(), F.cross_entropy, momentum_sgd, pairs(), 2, GRID)
+def test_every_point_is_in_one_slice_whatever_the_memory():
     for n in (1, 2, 7, 64, 1000):
-        for widest in (1, 3, 50, 10 ** 6):
+        for at_once in (1, 3, 50, 10 ** 6):
             for fit in (1, 2, 5, 64, 999, 5000):
-                monkeypatch.setattr(course_lib.sweeps, "CHUNK_BYTES", 8 * widest)
-                result.widest = 8
-                slices = result._slices(n, 100, 100 * fit)
-                flat = [i for chunks in slices for chunk in chunks for i in range(n)[chunk]]
-                assert flat == list(range(n)) and max(sum(c.stop - c.start for c in chunks) for chunks in slices) <= fit
-                assert max(c.stop - c.start for chunks in slices for c in chunks) <= widest
+                for lasting, passing in ((100, 0), (60, 40), (1, 99)):
+                    slices = cut(n, lasting, passing, 100 * fit, at_once)
+                    flat = [i for chunks in slices for chunk in chunks for i in range(n)[chunk]]
+                    sizes = [[chunk.stop - chunk.start for chunk in chunks] for chunks in slices]
+                    assert flat == list(range(n)) and max(map(max, sizes)) <= at_once
+                    assert all(sum(chunks) * lasting + max(chunks) * passing <= 100 * fit for chunks in sizes)
 
 
 def test_a_slice_that_has_made_room_is_trained_again():
