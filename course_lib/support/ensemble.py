@@ -119,23 +119,29 @@ class RecordedStep:
             self.opt.zero_grad()
 
 
+class Unwound:
+    """Under `with`: Ctrl-C leaves none of vmap's levels behind, nor a `no_grad` (either would make every later backward
+    of the process fail).
+    """
+    def __enter__(self):
+        self.depth, self.grad = torch._C._functorch.get_dynamic_layer_stack_depth(), torch.is_grad_enabled()
+
+    def __exit__(self, kind, error, frames):
+        if kind is KeyboardInterrupt: traceback.clear_frames(frames)  # or vmap's generators end somebody's level later
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.depth)
+        torch.set_grad_enabled(self.grad)
+
+
 def isolated(step):
     """A decorator for `step(ensemble, xb, yb)`: random numbers of the ensemble's own, gradients wanted whatever the
-    caller wants, on a GPU as a CUDA graph; and Ctrl-C leaves none of vmap's levels behind, in which every later
-    backward of the process would fail.
+    caller wants, on a GPU as a CUDA graph, unwound after Ctrl-C.
     """
     @functools.wraps(step)
     def run(self, xb, yb):
-        depth = torch._C._functorch.get_dynamic_layer_stack_depth()
-        try:
-            with self.draws, torch.enable_grad():
-                if self.device.type != "cuda": return step(self, xb, yb)
-                self.recorded = self.recorded or RecordedStep(functools.partial(step, self), self.opt)
-                return self.recorded(xb, yb)
-        except KeyboardInterrupt as error:
-            traceback.clear_frames(error.__traceback__)  # or vmap's generators would end levels of others, some day
-            raise
-        finally: torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        with Unwound(), self.draws, torch.enable_grad():
+            if self.device.type != "cuda": return step(self, xb, yb)
+            self.recorded = self.recorded or RecordedStep(functools.partial(step, self), self.opt)
+            return self.recorded(xb, yb)
     return run
 
 
@@ -294,7 +300,7 @@ class SweepBase:
             p.grad = torch.ones_like(p)
             p.grad[1] = math.nan
         try:
-            with two.draws: two.opt.step()
+            with Unwound(), two.draws: two.opt.step()
         except torch.OutOfMemoryError as error: raise MemoryError(f"Not even two models fit: {error}") from error
         except RuntimeError as error: raise ValueError(f"A stepper cannot step N models at once: {error}") from error
         if not all(p[0].isfinite().all() for p in two.params.values()):
@@ -302,27 +308,28 @@ class SweepBase:
                              "It must leave out the first axis, where each model has its place.")
 
     def _bytes_of_one(self):
-        """Bytes of a model that last, and those that pass, both measured in a trial step; raises what would go wrong
-        with all of them.
+        """Bytes of a model that last, and those that pass, by two steps of two models (a first step has no state yet,
+        and with one model kernels save copies that they need with more); raises what would go wrong with all of them.
         """
         xb, yb = self._trial_batch()
         alone = self._loss_alone(xb, yb)
-        one = self.ensemble({name: values[:1] for name, values in self.hypers.items()})
-        lasting = [*one.params.values(), *one.buffers.values()]
+        two = self.ensemble({name: values[:1].expand(2).clone() for name, values in self.hypers.items()})
         try:
-            with PeakMemory((*lasting, xb, yb, *self.model.parameters())) as memory: [loss] = one.step(xb, yb)
-        except torch.OutOfMemoryError as error: raise MemoryError(f"Not even one model fits: {error}") from error
+            losses = two.step(xb, yb)
+            states = [t for state in two.opt.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+            lasting = [*two.params.values(), *two.buffers.values(), *states]
+            with PeakMemory((*lasting, xb, yb, *self.model.parameters())) as passing: two.step(xb, yb)
+        except torch.OutOfMemoryError as error: raise MemoryError(f"Not even two models fit: {error}") from error
         except RuntimeError as error:
             raise ValueError(f"This model or loss cannot be trained N at once: {error}") from error
-        if one.draws.any_drawn and not torch.isclose(loss, alone, rtol=torch.finfo(loss.dtype).eps ** .5, equal_nan=True):
+        if two.draws.any_drawn and not torch.allclose(losses, alone, rtol=torch.finfo(losses.dtype).eps ** .5,
+                                                      equal_nan=True):
             warnings.warn("The random layers of this model draw in another order N at once than alone (torch.vmap "
                           "fills a mask row by row, dropout alone as the tensor lies in memory). All points share "
                           "their masks, but these are not the masks of a model that trains alone with this seed.",
                           stacklevel=5)
-        states = [t for state in one.opt.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-        passing = max(0, memory.peak - n_bytes(states))
-        if self.device.type == "cuda": passing *= 2  # the graph's memory is its own, beside that of the first steps
-        return n_bytes((*lasting, *states)), passing
+        graphs = 2 if self.device.type == "cuda" else 1  # whose memory is their own, beside that of the first steps
+        return n_bytes(lasting) / 2, graphs * passing.peak / 2
 
     def _loss_alone(self, xb, yb):
         "The loss of the model itself, on a copy."
