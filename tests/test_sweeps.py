@@ -1,8 +1,11 @@
 """Sweeps against the same models trained alone by torch.optim: nets, optimizers, slices, seeds, loaders, lost points,
 bad input, and the live map."""
+import asyncio
 import copy
 import gc
+import html
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -22,13 +25,14 @@ from traitlets import TraitError
 import course_lib
 import course_lib.figures.sweeps
 import course_lib.support.ensemble
+import course_lib.support.live
 import course_lib.sweeps
 from course_lib.adam import Adam, AdamW, LAMB, Lion
 from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer
-from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_values
+from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_ticks, axis_values
 from course_lib.support.ensemble import ACTIVATIONS, cut, is_mlp
 from course_lib.sweeps import Sweep, sweep
 from tiny import every_device
@@ -907,7 +911,7 @@ depth = torch._C._functorch.get_dynamic_layer_stack_depth
 
 
 def interrupted_at(n):
-    "A sweep with a Ctrl-C at the n-th line that runs in these files; whether it came so far, and whether backward works."
+    "A sweep with a Ctrl-C at the n-th line that runs in these files, and a backward; whether it came so far."
     lines = 0
 
     def trace(frame, event, arg):
@@ -947,12 +951,14 @@ def test_ctrl_c_in_the_midst_of_vmap_leaves_no_level_behind():
     assert int(done.stdout) > 500 and "Exception ignored" not in done.stderr, done.stderr
 
 
-def transposed_dropout(): return Used(lambda m, x: m.out(F.dropout(x.squeeze(1).mT, .5).flatten(1)), out=nn.Linear(36, 3))
+def dropped(turn):
+    "Dropout of images as they lie, or turned."
+    torch.manual_seed(0)
+    return Used(lambda m, x: m.out(F.dropout(turn(x.squeeze(1)), .5).flatten(1)), out=nn.Linear(36, 3)).double()
 
 
 def test_a_sweep_says_where_its_masks_are_not_those_of_a_model_alone():
-    torch.manual_seed(0)
-    model = transposed_dropout().double()
+    model = dropped(lambda x: x.mT)
     with pytest.warns(UserWarning, match="draw in another order N at once than alone") as said:
         loss = sweep(model, F.cross_entropy, SGD, pairs(), 6, {"lr": [.1] * 3}, seed=3).loss
     assert torch.equal(loss, loss[:1].expand(3, -1)) and said[0].filename == __file__
@@ -960,21 +966,18 @@ def test_a_sweep_says_where_its_masks_are_not_those_of_a_model_alone():
     assert abs(loss[0] - alone).max() > 1e-3  # else nothing need be said
 
 
-@pytest.mark.parametrize("make", [dropout_net, lambda: NETS["dropout, eval"]().double(), lambda: net("batchnorm"),
-                                  lambda: transposed_dropout().double().requires_grad_(True)])
+@pytest.mark.parametrize("make", [dropout_net, lambda: net("dropout, eval"), lambda: net("batchnorm"),
+                                  lambda: dropped(lambda x: x)])
 def test_and_is_silent_where_they_are(make):
-    torch.manual_seed(0)
-    model = make()
-    if isinstance(model, Used): model.f = lambda m, x: m.out(F.dropout(x.squeeze(1), .5).flatten(1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sweep(model, F.cross_entropy, SGD, pairs(), 3, {"lr": [.1, .2]})
+        sweep(make(), F.cross_entropy, SGD, pairs(), 3, {"lr": [.1, .2]})
 
 
 # Memory, by torch's own profiler
 
 def peak_bytes(work, times=5):
-    "The most that torch's allocator gave out at once during work; the median, since the profiler loses events at times."
+    "The most that torch's allocator gave out at once during work; the median, since the profiler loses some events."
     peaks = []
     for _ in range(times):
         gc.collect()
@@ -1025,7 +1028,7 @@ def test_memory_is_reckoned_as_it_is(kind, at_once, monkeypatch):
 
 
 def test_losses_that_do_not_fit():
-    with pytest.raises(MemoryError, match=r"losses of 10 models × 10,000,000 steps alone take 762.9 MiB, and only 8.0 MiB"):
+    with pytest.raises(MemoryError, match=r"losses of 10 models × 10,000,000 steps alone take 762.9 MiB, and only 8.0"):
         run(n_steps=10 ** 7, max_bytes=2 ** 23)
 
 
@@ -1143,6 +1146,153 @@ def test_the_map_leaves_the_world_and_the_loader_alone():
     state = torch.get_rng_state()
     SweepExplorer(dls, network="convolution", n_steps=20, n=2)
     assert torch.equal(torch.get_rng_state(), state) and dls.train.epoch == 4
+
+
+@pytest.mark.parametrize("options, match", [
+    ({"n_steps": 1000}, "n_steps goes from 20 to 300; 1000 is outside"), ({"n_steps": 19}, "n_steps goes from 20"),
+    ({"lr": 1000.}, "lr goes from 0.0001 to 10; 1000 is outside"), ({"lr": 1e-5}, "lr goes from 0.0001"),
+    ({"lr": math.nan}, "lr must be finite"), ({"n_steps": 20.5}, "n_steps must be a whole number"),
+    ({"n": 0}, "n must be a whole number, at least 1")])
+def test_the_map_refuses_what_it_would_have_clipped(options, match):
+    with pytest.raises(ValueError, match=match): SweepExplorer(images(), **{"n": 2, "n_steps": 20, **options})
+
+
+def test_what_lies_between_two_steps_of_a_slider_is_taken_as_it_is():
+    state = SweepExplorer(images(), n=2, n_steps=25, lr=.11).state
+    assert state["n_steps"] == state["step"] == 25 and state["here_lr"] == pytest.approx(.11 * 1e-2)
+
+
+def test_a_look_at_every_other_network_comes_first(live):
+    "Its numbers are those of the same networks, after a few steps, in the map of all."
+    live.set(lr=.05, steps=40)
+    whole, values = live.sweep.loss.clone(), live.values
+    live._settings = None
+    states = [state for state in live._run(**values) if state]
+    first = states[0]
+    assert first["n_models"] < 9 and not first["done"] and first["n_steps"] == 40 and first["step"] <= 25
+    assert states[-1]["n_models"] == 9 and states[-1]["done"] and "first look" not in live._words(states[-1])
+    assert f"(a first look at {first['n_models']} networks)" in live._words(first)
+    n_last = max(1, min(25, 40) // 10)
+    expected = whole[values["column"], values["row"], first["step"] - n_last:first["step"]].mean().item()
+    assert first["here_loss"] == pytest.approx(expected, rel=1e-3)
+    assert first["here_lr"] == states[-1]["here_lr"] and first["here_value"] == states[-1]["here_value"]
+
+
+class Clock:
+    "A clock on which nothing happens but what the work asks for: each look at it takes so long."
+    def __init__(self, seconds): self.now, self.seconds = 0., seconds
+
+    def __call__(self):
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.mark.parametrize("seconds", [1e-4, .005, .03, 1.])
+def test_every_move_is_answered_by_a_picture_before_the_next(monkeypatch, seconds):
+    "On computers from very fast to very slow; each move ends the run of the last one."
+    for module in (course_lib.figures.sweeps, course_lib.support.live):
+        monkeypatch.setattr(module, "perf_counter", Clock(seconds))
+
+    async def moves():
+        explorer = SweepExplorer(images(), n_steps=300, n=4)
+        await asyncio.sleep(0)
+        pictures = []
+        explorer.figure.image.observe(lambda change: pictures.append(explorer.values["lr"]), "value")
+        rates = [.1 * 1.26 ** k for k in range(1, 9)]
+        for lr in rates:
+            explorer.set(lr=lr)
+            for _ in range(2): await asyncio.sleep(0)  # the messages of the page come between slices
+        explorer.stop()
+        return rates, pictures
+
+    rates, pictures = asyncio.run(moves())
+    assert set(rates) == set(pictures)
+
+
+def test_colours_go_from_the_lowest_loss_to_the_highest_and_their_ticks_are_numbers_that_people_choose(live):
+    for lr, axis, optimizer in ((.1, "beta", "SGD with momentum"), (1e-4, "eps", "Adam"), (10, "sqr_beta", "RMSProp")):
+        live.set(lr=lr, axis=axis, optimizer=optimizer)
+        final = live.sweep.final()[~live.sweep.diverged]
+        low, high = live.image.norm.vmin, live.image.norm.vmax
+        assert final.max() <= 1.01 * high and (low <= 1.01 * final.min() or low == pytest.approx(high / 1000))
+        assert low > final.min() / 2.6 and high < max(2.6 * final.max(), 2.1 * low)
+        ticks = [label.get_text() for label in live.bar_ax.get_yticklabels()]
+        known = [f"{digit * 10. ** power:g}" for digit in (1, 2, 5) for power in range(-1, 4)]
+        assert len(ticks) >= 2 and set(ticks) <= {*known, "0.02", "0.05", "10⁻²", "10⁻³", "10⁻⁴"}
+
+
+@pytest.mark.parametrize("size", [2, 8, 32])
+@pytest.mark.parametrize("axis, labels", [
+    ("beta", "0 0.5 0.9 0.99"), ("sqr_beta", "0 0.5 0.9 0.99 0.999"), ("weight_decay", "10⁻⁵ 10⁻⁴ 10⁻³ 10⁻² 0.1 1"),
+    ("eps", "10⁻⁸ 10⁻⁶ 10⁻⁴ 10⁻² 1")])
+def test_ticks_stand_where_their_values_are(axis, labels, size):
+    values = axis_values(axis, size)
+    places, words = axis_ticks(axis, values)
+    assert words == labels.split() and places[0] == pytest.approx(0, abs=1e-9) and places[-1] == pytest.approx(size - 1)
+    if size == 32:
+        found = np.interp(places, range(size), values.numpy())
+        plain = [float(word) if "⁻" not in word else 10. ** -"⁰¹²³⁴⁵⁶⁷⁸".index(word[-1]) for word in words]
+        assert found == pytest.approx(plain, rel=.05, abs=.02)
+
+
+@pytest.mark.parametrize("lr, labels", [(.1, "10⁻³ 10⁻² 0.1 1 10"), (.05, "10⁻³ 10⁻² 0.1 1")])
+def test_ticks_of_rates(lr, labels): assert axis_ticks("lr", lr * torch.logspace(-2, 2, 8))[1] == labels.split()
+
+
+def test_labels_neither_touch_nor_leave_the_picture(live):
+    for axis, steps, optimizer in (("eps", 300, "Adam"), ("sqr_beta", 100, "RMSProp"), ("beta", 20, "AdamW")):
+        live.set(axis=axis, steps=steps, optimizer=optimizer, lr=.05)
+        live.figure.invalidate()
+        live.figure.update()
+        whole = live.figure.fig.bbox
+        for drawn in (live.map_ax.xaxis, live.map_ax.yaxis, live.bar_ax.yaxis, live.curve_ax.xaxis):
+            boxes = [label.get_window_extent() for label in drawn.get_ticklabels() if label.get_text()]
+            assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 for box in boxes)
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_menus_stand_in_one_row_and_sliders_in_another(live):
+    menus, sliders = live.widget.children[0].children
+    assert list(menus.children) == [live.controls[name] for name in ("optimizer", "axis", "network", "batch_size")]
+    assert list(sliders.children[:4]) == [live.controls[name] for name in ("lr", "steps", "column", "row")]
+    for row in (menus.children, sliders.children[:4]):
+        assert sum(int(control.layout.width.removesuffix("px")) + 4 for control in row) < 900  # a page of 1,024
+
+
+def test_every_control_over_its_range(live):
+    "Each at its ends and in the middle, then all at their ends; the words say what the state says."
+    for values in every_place(live):
+        state = live.set(**values)
+        assert live.error is None and not live._alarm.value
+        words = html.unescape(re.sub("<[^>]*>", "", live._line.value))
+        number = r"(inf|[\d.]+(?:e[-+]\d+)?)"
+        told = rf"loss {number} at lr {number}, {state['axis']} {number}"
+        found = re.fullmatch(rf"Step (\d+) of (\d+), second axis {state['axis']}(?: \(.*\))?: "
+                             rf"best {told}; here {told}; (\d+) of (\d+) diverged\.", words)
+        assert found, words
+        step, n_steps, *best_and_here, n_diverged, n_models = map(float, found.groups())
+        assert (step, n_steps, n_diverged, n_models) == (values["steps"], values["steps"], state["n_diverged"], 9)
+        exact = [state[f"{name}_{what}"] for name in ("best", "here") for what in ("loss", "lr", "value")]
+        assert best_and_here == pytest.approx(exact, rel=.051, abs=1e-9)
+        # and the state what the networks of these settings came to
+        final = live.sweep.final()
+        at = final[values["column"], values["row"]].item()
+        assert state["here_loss"] == at or math.isinf(at) and math.isinf(state["here_loss"])
+        assert state["here_lr"] == pytest.approx(values["lr"] * 100. ** (values["column"] - 1))
+        assert state["best_loss"] == final.min() and state["n_diverged"] == int(live.sweep.diverged.sum())
+        assert (state["optimizer"], state["network"], state["batch_size"]) == tuple(
+            values[name] for name in ("optimizer", "network", "batch_size"))
+
+
+def every_place(explorer):
+    places = {name: list(control.options) if hasattr(control, "options")
+              else [control.min, (control.min + control.max) // 2, control.max]
+              for name, control in explorer.controls.items()}
+    places["lr"], places["steps"] = [1e-4, .0316, 10.], [20, 50, 300]
+    start = {**explorer.values, "steps": 20}
+    for name, values in places.items(): yield from ({**start, name: value} for value in values)
+    yield {name: values[0] for name, values in places.items()}
+    yield {name: values[-1] for name, values in places.items()}
 
 
 def test_values_of_an_axis():
