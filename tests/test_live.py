@@ -7,6 +7,7 @@ import time
 import ipywidgets as widgets
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -114,7 +115,7 @@ def test_messages_in_other_threads_are_answered_at_home_and_at_once():
         assert seen == []
         await asyncio.sleep(0)
         assert seen == [(9, threading.main_thread())] and explorer.state == {"n": 9}
-        click = threading.Thread(target=explorer.widget.children[0].children[-1].click)
+        click = threading.Thread(target=explorer.buttons["Reset"].click)
         click.start()
         click.join()
         await asyncio.sleep(0)
@@ -254,13 +255,21 @@ def test_training_shows_itself_while_it_runs_and_can_be_overtaken():
     asyncio.run(scenario())
 
 
-def test_an_explorer_offers_a_picture_and_a_widget_in_one_output(capsys, monkeypatch):
+def test_an_explorer_offers_a_picture_a_widget_and_a_caption(monkeypatch):
+    "The picture as HTML with its alt text, for JupyterLab and nbconvert, and as PNG with it in the metadata."
     outputs = []
     monkeypatch.setattr("course_lib.support.live.display", lambda *args, **kwargs: outputs.append((args, kwargs)))
-    parabola_explorer()._ipython_display_()
-    (bundle,), options = outputs[0]
-    assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= bundle.keys()
-    assert options["metadata"]["image/png"]["alt"] == bundle["text/plain"] and "Live figure" in outputs[1][0][0].data
+    explorer = parabola_explorer()
+    explorer._ipython_display_()
+    ((picture,), options), ((view,), _), ((caption,), _) = outputs
+    alt = options["metadata"]["image/png"]["alt"]
+    assert alt == picture["text/plain"] == explorer.figure.alt and "Live figure" in caption.data
+    page = BeautifulSoup(picture["text/html"], "html.parser")
+    assert page.img["alt"] == alt and page.img["src"].endswith(picture["image/png"])
+    assert "lr 1.80 hops" in page.text and "asleep" in page.text
+    assert view["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
+    assert view["text/html"] == view["text/plain"] == ""  # without a kernel there is nothing besides the picture
+    assert explorer.widget.children[2].value.startswith(f'<img alt="{alt[:20]}')
 
 
 def test_a_figure_that_fails_beyond_the_middle_of_a_slider_is_caught_by_driving_it():
