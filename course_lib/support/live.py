@@ -165,13 +165,14 @@ class _Cells:
         self.shown[cell] = shell.execution_count, explorers | {explorer}
 
     def forget(self, explorer):
-        "It is closed. The notebook's `Out` would keep it, too."
+        "It is closed. IPython's `Out` and `_5` would keep it, too."
         self.shown = {cell: (run, explorers - {explorer}) for cell, (run, explorers) in self.shown.items()
                       if explorers != {explorer}}
-        names = getattr(get_ipython(), "user_ns", {})
-        for number in [number for number, value in names.get("_oh", {}).items() if value is explorer]:
-            del names["_oh"][number]
-            names.pop(f"_{number}", None)
+        if (shell := get_ipython()) is None: return
+        out = shell.user_ns.get("_oh", {})
+        for number in [number for number, value in out.items() if value is explorer]:
+            del out[number]
+            for names in shell.user_ns, shell.user_ns_hidden: names.pop(f"_{number}", None)
 
 
 _cells = _Cells()

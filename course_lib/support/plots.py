@@ -51,9 +51,9 @@ def png_bytes(fig):
 def small_png(image):
     "A PIL image as PNG; with a palette of 256 colours, less than half as large, where that changes no pixel visibly."
     image, buffer = image.convert("RGB"), BytesIO()
-    palette = image.quantize(256, dither=Image.Dither.NONE)
+    palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     change = np.abs(np.asarray(palette.convert("RGB"), dtype=int) - np.asarray(image))
-    (palette if change.max() <= 32 and change.mean() < .5 else image).save(buffer, "png", optimize=True)
+    (palette if change.max() < 24 else image).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
