@@ -289,6 +289,19 @@ def test_an_explorer_offers_a_picture_a_widget_and_a_caption(monkeypatch):
     assert explorer.widget.children[2].value.startswith(f'<img alt="{alt[:20]}')
 
 
+def small_explorer(long=False):
+    line, live = moving_line()
+    live.fig.set_size_inches(1, 1)
+
+    def f(n):
+        line.set_ydata([0, n])
+        return {"n": n}
+
+    def in_slices(n): yield f(n)
+
+    return explore(in_slices if long else f, live, n=(0., 1., .1))
+
+
 @pytest.fixture
 def cells():
     "Run the text of a cell, as a notebook would."
@@ -300,8 +313,7 @@ def cells():
     def run(text): shell.run_cell(text, store_history=True).raise_error()
 
     try:
-        run("from course_lib.figures.sgd import digits_explorer, parabola_explorer\nfrom course_lib.data import digits")
-        run("from course_lib.support.live import explore")
+        shell.user_ns |= {"explore": explore, "small": small_explorer, "parabola_explorer": parabola_explorer}
         yield run, shell.user_ns
     finally: InteractiveShell.clear_instance()
 
@@ -310,13 +322,13 @@ def alive():
     "How many explorers, widgets and figures there are in memory."
     gc.collect()
     kinds = Explorer, widgets.Widget, Figure
-    return [sum(isinstance(thing, kind) for thing in gc.get_objects()) for kind in kinds]
+    return [sum(issubclass(type(thing), kind) for thing in gc.get_objects()) for kind in kinds]
 
 
 @pytest.mark.parametrize("cell", [
-    "figure = parabola_explorer()\nfigure", "figure = parabola_explorer()\ndisplay(figure)", "parabola_explorer()",
-    "figures = [explore(lambda n: {'n': n}, n=(0, 9)) for _ in range(3)]\ndisplay(*figures)",
-    "figure = digits_explorer(digits(device='cpu'), n_steps=2)\nfigure.set(lr=1.)\nfigure"])
+    "figure = small()\nfigure", "figure = small()\ndisplay(figure)", "small()",
+    "figure = small(long=True)\nfigure.set(n=1.)\nfigure",
+    "figures = [explore(lambda n: {'n': n}, n=(0, 9)) for _ in range(3)]\ndisplay(*figures)"])
 def test_a_cell_that_runs_again_closes_what_it_showed_before(cells, cell):
     run, _ = cells
     counts = []
@@ -324,6 +336,18 @@ def test_a_cell_that_runs_again_closes_what_it_showed_before(cells, cell):
         run(cell)
         if i in (4, 29): counts.append(alive())
     assert counts[0] == counts[1], "explorers, widgets, figures after 5 runs and after 30"
+
+
+def test_a_chapters_figure_is_closed_with_all_that_it_holds(cells):
+    run, names = cells
+    run("figure = parabola_explorer()\nfigure")
+    first = names["figure"]
+    for i in range(5):
+        run("figure = parabola_explorer()\nfigure")
+        if i == 2: before = alive()
+    assert first.closed and vars(first) == {"closed": True}
+    del first
+    assert alive() <= before
 
 
 def test_a_cell_that_runs_again_leaves_other_cells_alone(cells):
