@@ -2,7 +2,7 @@
 
     python tools/gpu.py                     all of it (exit status 3, and no test run, where there is no CUDA device)
     python tools/gpu.py --only tests        or `--only benchmarks`: each takes minutes
-    python tools/gpu.py --cpu               the same tests on the CPU: proves what would be selected, and nothing of a GPU
+    python tools/gpu.py --cpu               the same tests on the CPU: shows which would run, proves nothing of a GPU
 
 Needs torch, torchvision, numpy, pytest, safetensors, psutil and packaging. A test module or a benchmark that asks for
 something else that is missing (ipywidgets, scikit-learn, …) is left out, and the file names it and what was missing.
@@ -21,7 +21,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "triton", "numpy", "safetensors", "matplotlib", "ipywidgets", "pytest")
+PACKAGES = ("torchvision", "triton", "numpy", "safetensors", "matplotlib", "ipywidgets", "pytest")
 BENCHMARKS = ("optimizer_step", "sweep", "data_pipeline", "image_pipeline")
 NO_GPU = "No CUDA device here: nothing of a GPU was tested."
 MISSING = re.compile(r"No module named '([\w.]+)'")
@@ -75,7 +75,7 @@ def versions():
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return "missing"
     lines = [f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-             ", ".join(f"{name} {version(name)}" for name in PACKAGES)]
+             ", ".join([f"torch {torch.__version__}", *(f"{name} {version(name)}" for name in PACKAGES)])]
     if torch.cuda.is_available():
         lines.append(f"CUDA {torch.version.cuda}: {torch.cuda.get_device_name()}, "
                      f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB")

@@ -31,8 +31,7 @@ details:not([open]) { margin-left: 5rem; } img { max-width: 100%; }
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
 {%- block data_png -%}
-<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{ output.metadata.get('image/png', {}).get('alt', '')
- | escape_html_keep_quotes }}" src="data:image/png;base64,{{ output.data['image/png'] }}"></div>
+<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | e }}" src="data:image/png;base64,{{ output.data['image/png'] }}"></div>
 {%- endblock -%}"""
 
 
