@@ -31,7 +31,9 @@ details:not([open]) { margin-left: 5rem; } img { max-width: 100%; }
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
 {%- block data_png -%}
-<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | e }}" src="data:image/png;base64,{{ output.data['image/png'] }}"></div>
+{%- set alt = output.metadata.get('image/png', {}).get('alt', '') -%}
+<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{ alt | e }}"
+ src="data:image/png;base64,{{ output.data['image/png'] }}"></div>
 {%- endblock -%}"""
 
 
