@@ -12,7 +12,8 @@ from PIL import Image
 
 from course_lib.data import digits
 from course_lib.support.live import LiveFigure, explore
-from course_lib.figures.sgd import digits_explorer, parabola_explorer
+from course_lib.figures.sgd import canyon_explorer, digits_explorer, parabola_explorer
+from drive import drive
 
 
 def pixels(data): return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB")).astype(int)
@@ -260,3 +261,35 @@ def test_an_explorer_offers_a_picture_and_a_widget_in_one_output(capsys, monkeyp
     (bundle,), options = outputs[0]
     assert {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"} <= bundle.keys()
     assert options["metadata"]["image/png"]["alt"] == bundle["text/plain"] and "Live figure" in outputs[1][0][0].data
+
+
+def test_a_figure_that_fails_beyond_the_middle_of_a_slider_is_caught_by_driving_it():
+    def f(lr, kind):
+        if lr > .7 and kind == "b": raise RuntimeError("too far")
+        return {"lr": lr, "kind": kind}
+
+    controls = dict(lr=(0., 1., .1), kind=["a", "b"])
+    with pytest.raises(RuntimeError, match="too far") as caught: drive(explore(f, **controls))
+    assert "'kind': 'b'" in caught.value.__notes__[0]
+    controls["kind"] = ["a", "c"]
+    seen = drive(explore(f, **controls))
+    assert {0, 1, .5} < {state["lr"] for state, _ in seen} and any(0 < state["lr"] < .1 for state, _ in seen)
+    assert {state["kind"] for state, _ in seen} == {"a", "c"} and "kind c" in seen[-1][1]
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda s: f"lr {1.01 * s['lr']:.3g} of 784-50-10", lambda s: f"{s['share'] + .01:.0%}",
+    lambda s: f"{s['n'] + 1:,} images", lambda s: f"lr {s['lr']:.3g}, {s['lr'] / 2:.4f} or so"])
+def test_words_whose_numbers_are_not_the_states_are_caught_by_driving_it(wrong):
+    right = lambda s: f"lr {s['lr']:.3g} (784-50-10): {s['share']:.0%}, 784-50-10. {s['n']:,} beta2 10⁻² {s['lr']:.2e}."
+    f = lambda lr: {"lr": lr, "share": lr / 40, "n": 1797, "net": "784-50-10"}
+    slider = lambda: widgets.FloatLogSlider(1.234, base=10, min=-3, max=1, step=.1)
+    drive(explore(f, words=right, lr=slider()))
+    drive(explore(f, words=lambda s: f"{2 * s['lr']:.3f} of 7", lr=slider()), also=lambda s: [2 * s["lr"], 7])
+    with pytest.raises(AssertionError, match="nowhere in the state"): drive(explore(f, words=wrong, lr=slider()))
+
+
+def test_the_balls_of_chapter_02_hold_over_the_whole_range():
+    for explorer in (parabola_explorer(), canyon_explorer()): assert len(drive(explorer)) > 12
+    state, words = drive(explore(lambda n, on: {"n": n, "on": on}, n=(0, 5), on=True))[-1]
+    assert state == {"n": 5, "on": False} and words == "n 5 · on False"
