@@ -23,7 +23,7 @@ test nbval test-colab: export OMP_NUM_THREADS = 1
 test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check clean-notebooks run pages gpu bench screenshot address test-colab
+.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -63,6 +63,9 @@ export: $(VENV)/.installed  ## write course_lib/ from the notebooks
 check: $(VENV)/.installed  ## is course_lib/ what the notebooks export? does ruff find nothing?
 	$(BIN)/python tools/notebooks.py check
 	$(BIN)/python -m ruff check .
+
+floors: $(VENV)/.installed  ## which module of course_lib imports which
+	$(BIN)/python tools/floors.py
 
 clean-notebooks: $(VENV)/.installed  ## drop volatile metadata, number cells, fold set-up, link chapters
 	$(BIN)/python tools/notebooks.py clean

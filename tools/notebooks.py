@@ -182,7 +182,7 @@ def run(paths):
 
 
 def address(url=None, root=ROOT):
-    "Write the address into pyproject.toml if one is given, and from there into every notebook."
+    "Write the address into pyproject.toml if one is given, and from there into every notebook and CITATION.cff."
     project = root / "pyproject.toml"
     text = project.read_text()
     entry = re.compile(r'^Repository = "(https://github\.com/[\w.-]+/[\w.-]+)"$', re.MULTILINE)
@@ -193,12 +193,14 @@ def address(url=None, root=ROOT):
         project.write_text(text := entry.sub(f'Repository = "{url}"', text))
     url = entry.search(text)[1]
     slug = url.removeprefix("https://github.com/")
+    citation = root / "CITATION.cff"
+    citation.write_text(re.sub(r'(?m)^repository-code: .*$', f'repository-code: "{url}"', citation.read_text()))
     for path in chapters(root):
         source = path.read_text()
         changed = re.sub(r"(colab\.research\.google\.com/github/)[^/]+/[^/]+(/blob/main/)", rf"\g<1>{slug}\2", source)
         changed = re.sub(r"git\+https://github\.com/[\w.-]+/[\w.-]+", f"git+{url}", changed)
         if changed != source: path.write_text(changed)
-    print(f"Badges and Colab installs point at {url}.")
+    print(f"Badges, Colab installs and the citation point at {url}.")
 
 
 def main():
