@@ -26,11 +26,12 @@ from .support.tensors import batch_size
 
 # %% ../nbs/07_callbacks.ipynb #acd00bc8
 class Recorder(BatchRecords, Callback):
-    """Keeps loss, lr and beta of every training batch and the results of every epoch, over all fits of a learner.
+    """Keeps loss, lr and beta of every training batch and the results of every epoch, over all fits
+    of a learner.
 
-    `.losses`, `.lrs`, `.betas`: float64 arrays, one value for each training batch that was not cancelled
-    (lr and beta: of the last group; NaN where there is none); `.epochs`: a dict of results for each whole epoch;
-    `.plot_loss()`, `.plot_sched()` show them.
+    `.losses`, `.lrs`, `.betas`: float64 arrays, one value for each training batch that was not
+    cancelled (lr and beta: of the last group; NaN where there is none); `.epochs`: a dict of
+    results for each whole epoch; `.plot_loss()`, `.plot_sched()` show them.
     """
     run_after, in_lr_find = (TerminateOnNaN,), False
 
@@ -40,7 +41,8 @@ class Recorder(BatchRecords, Callback):
 
     def after_epoch(self, learn):
         if not learn.cancelled:
-            self.epochs.append({"epoch": learn.epochs_done, "batches": len(self._hypers), **learn.results})
+            counts = {"epoch": learn.epochs_done, "batches": len(self._hypers)}
+            self.epochs.append({**counts, **learn.results})
 
 # %% ../nbs/07_callbacks.ipynb #d718e6b8
 class Progress(ProgressReport, Callback):
@@ -63,11 +65,13 @@ class Progress(ProgressReport, Callback):
 
 # %% ../nbs/07_callbacks.ipynb #3ce36bb6
 class Watcher(CheckedWatcher, Callback):
-    """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
+    """The common half of callbacks that watch a result of each epoch; `.best`: the best value so
+    far.
 
-    monitor: a name in `learn.results`, such as "valid_loss" or a metric's; mode: "min" or "max", where the name
-    does not tell; min_delta: what counts as better must be better by more than that.
-    Raises `ValueError` for wrong arguments at once, and for a name that is no result after the first epoch.
+    monitor: a name in `learn.results`, such as "valid_loss" or a metric's; mode: "min" or "max",
+    where the name does not tell; min_delta: what counts as better must be better by more than that.
+    Raises `ValueError` for wrong arguments at once, and for a name that is no result after the
+    first epoch.
     """
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
@@ -82,7 +86,8 @@ class Watcher(CheckedWatcher, Callback):
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b02
 class EarlyStopping(Watcher):
-    """Ends the fit when `patience` epochs one after the other brought nothing better (Prechelt, 1998).
+    """Ends the fit when `patience` epochs one after the other brought nothing better (Prechelt,
+    1998).
 
     The others as in `Watcher`; the best is that of one fit.
     """
@@ -97,8 +102,9 @@ class EarlyStopping(Watcher):
         self.waited = 0 if self.improved(learn) else self.waited + 1
         if self.waited < self.patience: return
         best = "never a number" if self.best is None else f"{self.best:.4g}"
-        print(f"EarlyStopping: {self.monitor} was best {self.waited} epoch{'s' if self.waited > 1 else ''} ago "
-              f"({best}); stopped after epoch {learn.epochs_done}.")
+        ago = f"{self.waited} epoch{'s' if self.waited > 1 else ''} ago"
+        print(f"EarlyStopping: {self.monitor} was best {ago} ({best}); "
+              f"stopped after epoch {learn.epochs_done}.")
         raise CancelFitException
 
 # %% ../nbs/07_callbacks.ipynb #e058436c
@@ -106,10 +112,11 @@ Learner.save, Learner.load = save, load
 
 # %% ../nbs/07_callbacks.ipynb #c6d7354c
 class SaveBest(RemembersLearner, Watcher):
-    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to it.
+    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to
+    it.
 
-    path: of the file; the others as in `Watcher`. The best is that of all fits of a learner; with another learner it
-    begins anew, and writes over the file.
+    path: of the file; the others as in `Watcher`. The best is that of all fits of a learner; with
+    another learner it begins anew, and writes over the file.
     """
     def __init__(self, path, monitor="valid_loss", mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
@@ -123,10 +130,12 @@ class SaveBest(RemembersLearner, Watcher):
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b03
 class CSVLogger(Callback):
-    """Writes a line of results for each epoch to a CSV file, at once, so that a crash loses nothing.
+    """Writes a line of results for each epoch to a CSV file, at once, so that a crash loses
+    nothing.
 
-    path: of the file; append: go on with one that is there. Without it, such a file is refused (`FileExistsError`), not
-    overwritten, and one with other columns in any case (`ValueError`). The cells of a cancelled validation stay empty.
+    path: of the file; append: go on with one that is there. Without it, such a file is refused
+    (`FileExistsError`), not overwritten, and one with other columns in any case (`ValueError`). The
+    cells of a cancelled validation stay empty.
     """
     run_after, in_lr_find = (TerminateOnNaN,), False
 
@@ -138,12 +147,14 @@ class CSVLogger(Callback):
 
     def after_epoch(self, learn):
         if learn.cancelled: return
-        self.file.add({"epoch": learn.epochs_done, **dict.fromkeys(learn.result_names, ""), **learn.results,
-                       "seconds": round(time.perf_counter() - self.began, 3)})
+        empty = dict.fromkeys(learn.result_names, "")
+        seconds = round(time.perf_counter() - self.began, 3)
+        self.file.add({"epoch": learn.epochs_done, **empty, **learn.results, "seconds": seconds})
 
 # %% ../nbs/07_callbacks.ipynb #1aeb9a9b
 class GradientAccumulation(WaitingBatches, Callback):
-    """Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their samples.
+    """Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their
+    samples.
 
     Raises `ValueError` unless n_batches is a whole number, at least 1.
     """
@@ -162,17 +173,19 @@ class GradientAccumulation(WaitingBatches, Callback):
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b04
 class GradientClip(Callback):
-    """Limits the gradient before each step: its norm over all parameters (Pascanu et al., 2013), or each entry.
+    """Limits the gradient before each step: its norm over all parameters (Pascanu et al., 2013), or
+    each entry.
 
-    max_norm, max_value: give one of them, above 0. `.norm`: the last norm before clipping, a tensor.
+    max_norm, max_value: give one of them, above 0. `.norm`: the last norm before clipping, a
+    tensor.
     """
     run_after = (GradientAccumulation,)
 
     def __init__(self, max_norm=None, max_value=None):
         limit = max_norm if max_value is None else max_value
         if (max_norm is None) == (max_value is None) or not limit > 0:
-            raise ValueError(f"GradientClip needs either max_norm or max_value, above 0; got {max_norm} and "
-                             f"{max_value}.")
+            raise ValueError("GradientClip needs either max_norm or max_value, above 0; "
+                             f"got {max_norm} and {max_value}.")
         self.max_norm, self.max_value, self.norm = max_norm, max_value, None
 
     def before_step(self, learn):
@@ -184,10 +197,11 @@ class GradientClip(Callback):
 class ActivationStats(LayerStatistics, Callback):
     """Mean, standard deviation, share near zero and histogram of layers' outputs in training.
 
-    layers: module -> whether it is watched, by default the activation functions, without any the layers with weights;
-    near_zero: what counts as such; span, n_bins: of the histograms; every: only each so many batches.
-    `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays `[batches]`, "hist" `[batches, n_bins]`;
-    `.plot()` shows them. Raises `ValueError` for a model without such layers.
+    layers: module -> whether it is watched, by default the activation functions, without any the
+    layers with weights; near_zero: what counts as such; span, n_bins: of the histograms; every:
+    only each so many batches. `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays
+    `[batches]`, "hist" `[batches, n_bins]`; `.plot()` shows them. Raises `ValueError` for a model
+    without such layers.
     """
     in_lr_find = False
 
@@ -197,8 +211,8 @@ class ActivationStats(LayerStatistics, Callback):
             self.hooks.append(module.register_forward_hook(partial(self.look, learn, rows)))
 
     def look(self, learn, rows, module, inputs, output):
-        if learn.training and learn.train_iter % self.every == 0 and isinstance(output, torch.Tensor):
-            rows.append(self.measure(output.detach().float()))
+        if not learn.training or learn.train_iter % self.every: return
+        if isinstance(output, torch.Tensor): rows.append(self.measure(output.detach().float()))
 
     def after_fit(self, learn):
         for hook in self.hooks: hook.remove()

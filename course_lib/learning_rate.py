@@ -10,21 +10,21 @@ __all__ = ['middle_of_longest_fall', 'LRFind', 'LRFinder', 'lr_find', 'lin', 'co
 import math
 
 import numpy as np
-from torch.optim import lr_scheduler
 
 from .callbacks import Recorder
 from .learner import Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN
 from .support.checks import check_hyper
 from .support.optimizer import hyper_key, read_hyper, write_hyper
 from .support.range_test import RangeTestCurve, search_rates, smoothed
-from .support.schedulers import (
-    HyperSetter, can_turn_beta, check_above_0, check_parts, check_restarts, check_schedules, check_share,
-    check_stepping, new_scheduler, one_cycle_arguments, spread_schedules, warn_if_misplaced)
+from course_lib.support.schedulers import (
+    HyperSetter, can_turn_beta, check_above_0, check_parts, check_restarts, check_schedules,
+    check_share, check_stepping, new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler,
+    warn_if_misplaced)
 from .support.state import Snapshot
 
 # %% ../nbs/08_learning_rate.ipynb #12b0cea7
 def middle_of_longest_fall(losses):
-    "The place in the middle of the longest falling run of losses (a subsequence: bumps are skipped), from its end."
+    "The middle of the longest falling run of losses (a subsequence: bumps are skipped): its place."
     length = [1] * len(losses)
     for i in range(len(losses)):
         length[i] = 1 + max((length[j] for j in range(i) if losses[j] > losses[i]), default=0)
@@ -36,30 +36,31 @@ def middle_of_longest_fall(losses):
 class LRFind(RangeTestCurve):
     """What a range test saw: `.lrs`, `.losses`, `.smooth_losses` (float64 arrays of equal length).
 
-    `.suggestions`: three rates read off the smoothed curve, by name; `ValueError` where there are too few points
-    or the loss never fell. `.plot()` shows both curves and the suggestions.
+    `.suggestions`: three rates read off the smoothed curve, by name; `ValueError` where there are
+    too few points or the loss never fell. `.plot()` shows both curves and the suggestions.
     """
     def __init__(self, lrs, losses, smooth=.98):
-        self.lrs, self.losses = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+        self.lrs, self.losses = np.array(lrs, dtype=np.float64), np.array(losses, dtype=np.float64)
         self.smooth, self.smooth_losses = smooth, smoothed(self.losses, smooth)
 
     @property
     def suggestions(self):
         lrs, losses = self.readable()
         lowest, slopes = int(losses.argmin()), np.gradient(losses, np.log(lrs))
-        return {"minimum_over_10": float(lrs[lowest] / 10), "steepest": float(lrs[slopes[:lowest + 1].argmin()]),
+        return {"minimum_over_10": float(lrs[lowest] / 10),
+                "steepest": float(lrs[slopes[:lowest + 1].argmin()]),
                 "valley": float(lrs[middle_of_longest_fall(losses)])}
 
 # %% ../nbs/08_learning_rate.ipynb #552071cb
 class LRFinder(Callback):
-    "The range test: another rate for each batch; ends the fit after the last one, or when the loss explodes."
+    "Another rate for each batch; ends the fit after the last one, or when the loss explodes."
     def __init__(self, lrs, smooth, stop_factor, on_step=None):
         self.lrs, self.smooth, self.stop_factor, self.on_step = lrs, smooth, stop_factor, on_step
         self.losses, self.average, self.best = [], 0., math.inf
 
     def before_fit(self, learn):
-        rates = [group["lr"] for group in learn.opt.param_groups]
-        self.shares = [rate / rates[-1] if rates[-1] else 1. for rate in rates]  # layer groups keep their proportions
+        rates = [group["lr"] for group in learn.opt.param_groups]  # which keep their proportions
+        self.shares = [rate / rates[-1] if rates[-1] else 1. for rate in rates]
 
     def before_batch(self, learn):
         lr = float(self.lrs[len(self.losses)])
@@ -83,12 +84,14 @@ class LRFinder(Callback):
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d12
 def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor=4, on_step=None):
-    """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was, whatever happens.
+    """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was,
+    whatever happens.
 
-    The rate grows geometrically from start_lr to end_lr over num_it batches (round again where the loader has fewer);
-    it stops when the loss, averaged with `smooth`, is above stop_factor times its best. With layer groups the last
-    one's rate is meant, the others keep their proportion to it. on_step: called with the `LRFind` so far.
-    Raises `ValueError` for wrong arguments and `RuntimeError` in the middle of a fit.
+    The rate grows geometrically from start_lr to end_lr over num_it batches (round again where the
+    loader has fewer); it stops when the loss, averaged with `smooth`, is above stop_factor times
+    its best. With layer groups the last one's rate is meant, the others keep their proportion to
+    it. on_step: called with the `LRFind` so far. Raises `ValueError` for wrong arguments and
+    `RuntimeError` in the middle of a fit.
     """
     lrs = search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor)
     finder, before = LRFinder(lrs, smooth, stop_factor, on_step), Snapshot(learn)
@@ -121,7 +124,7 @@ def exp(start, end):
 
 
 def poly(start, end, power):
-    "A power of progress: 1 is a line; more stays longer at the start. Power above 0, or a `ValueError`."
+    "A power of progress, above 0 (or a `ValueError`): 1 is a line; more stays longer at the start."
     check_above_0("poly", power=power)
     return lambda progress: start + (end - start) * progress ** power
 
@@ -132,26 +135,29 @@ def const(value):
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d13
 def combine(shares, schedules):
-    """Schedules one after the other; shares: of the whole, adding up to 1. Where two meet, the later one holds.
+    """Schedules one after the other; shares: of the whole, adding up to 1. Where two meet, the
+    later one holds.
 
-    Raises `ValueError` for shares that are negative or do not add up, and for lists of different lengths;
-    `TypeError` for numbers in the place of schedules.
+    Raises `ValueError` for shares that are negative or do not add up, and for lists of different
+    lengths; `TypeError` for numbers in the place of schedules.
     """
     shares, schedules = check_parts(shares, schedules)
     starts = [sum(shares[:i]) for i in range(len(shares))]
     parts = [part for part in zip(starts, shares, schedules) if part[1] > 0]
 
     def at(progress):
-        begun = [part for part in parts if progress >= part[0] - 1e-9]  # 3 / 7 may be a hair less than 1 / 7 + 2 / 7
+        begun = [part for part in parts if progress >= part[0] - 1e-9]  # 3 / 7 < 1 / 7 + 2 / 7
         start, share, schedule = (begun or parts[:1])[-1]
         return schedule(min(max((progress - start) / share, 0.), 1.))
     return at
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d14
 def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
-    """From peak / div up to the peak, then down to peak / div_final, both by cosines (Smith and Topin, 2018).
+    """From peak / div up to the peak, then down to peak / div_final, both by cosines (Smith and
+    Topin, 2018).
 
-    pct_start: the share of the way up, from 0 to 1; div, div_final: above 0. Raises `ValueError` for others.
+    pct_start: the share of the way up, from 0 to 1; div, div_final: above 0. Raises `ValueError`
+    for others.
     """
     check_share("pct_start", pct_start)
     check_above_0("one_cycle", div=div, div_final=div_final)
@@ -159,7 +165,8 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
 
 
 def warm_restarts(high, low, n_cycles, mult=1):
-    """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and Hutter, 2017).
+    """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and
+    Hutter, 2017).
 
     Raises `ValueError` unless n_cycles is a whole number, at least 1, and mult above 0.
     """
@@ -169,33 +176,39 @@ def warm_restarts(high, low, n_cycles, mult=1):
 
 # %% ../nbs/08_learning_rate.ipynb #6f2fa83b
 class Scheduler(HyperSetter, Callback):
-    """The common half of callbacks that set hyperparameters: two of them must not set the same one (`ValueError`).
+    """The common half of callbacks that set hyperparameters: two of them must not set the same one
+    (`ValueError`).
 
     names: of what it sets; before: (group, name, value) of what is put back after the fit.
     """
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
-
+# %% ../nbs/08_learning_rate.ipynb #f3a90d16
 class ParamScheduler(Scheduler):
     """Sets hyperparameters before each training batch.
 
-    schedules: name -> function of progress, or a list of them, one for each parameter group. Batch i of
-    the n in a fit (from 0) has progress i / (n - 1): 0 at the first and 1 at the last; a single batch has 1.
-    After the fit everything but the rate is as before (the rate begins anew with each fit anyway).
-    Raises `TypeError` or `ValueError` for what is no schedule, at the latest when a fit begins.
+    schedules: name -> function of progress, or a list of them, one for each parameter group. Batch
+    i of the n in a fit (from 0) has progress i / (n - 1): 0 at the first and 1 at the last; a
+    single batch has 1. After the fit everything but the rate is as before (the rate begins anew
+    with each fit anyway). Raises `TypeError` or `ValueError` for what is no schedule, at the latest
+    when a fit begins.
     """
-    def __init__(self, schedules): self.schedules, self.names = check_schedules(schedules), tuple(schedules)
+    def __init__(self, schedules):
+        self.schedules, self.names = check_schedules(schedules), tuple(schedules)
 
     def before_fit(self, learn):
         super().before_fit(learn)
         self.plan = spread_schedules(self.schedules, learn.opt.param_groups)
-        self.before = [(group, name, read_hyper(group, name)) for group, name, _ in self.plan if name != "lr"]
+        self.before = [(group, name, read_hyper(group, name))
+                       for group, name, _ in self.plan if name != "lr"]
         self.n = learn.n_epoch * learn.n_iter
 
     def before_batch(self, learn):
         if not learn.training: return
-        progress = min(1., (learn.epoch * learn.n_iter + learn.iter) / (self.n - 1)) if self.n > 1 else 1.
-        for group, name, schedule in self.plan: write_hyper(group, name, check_hyper(name, schedule(progress)))
+        i = learn.epoch * learn.n_iter + learn.iter
+        progress = min(i / (self.n - 1), 1.) if self.n > 1 else 1.
+        for group, name, schedule in self.plan:
+            write_hyper(group, name, check_hyper(name, schedule(progress)))
 
     def after_fit(self, learn):
         super().after_fit(learn)
@@ -203,55 +216,52 @@ class ParamScheduler(Scheduler):
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d15
 class LRScheduler(Scheduler):
-    """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called at the start of each fit.
+    """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called at the start of
+    each fit.
 
-    call_on: "after_batch" or "after_epoch", when it is stepped; monitor: the result that `ReduceLROnPlateau` is told.
-    Warns where the other place fits the scheduler better, and says what will happen.
-    Raises `ValueError` for wrong arguments, and for a monitor that is no result.
+    call_on: "after_batch" or "after_epoch", when it is stepped; monitor: the result that
+    `ReduceLROnPlateau` is told. Warns where the other place fits the scheduler better, and says
+    what will happen. Raises `ValueError` for wrong arguments, and for a monitor that is no result.
     """
     def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
         check_stepping(make_scheduler, call_on)
-        self.make_scheduler, self.call_on, self.monitor, self.scheduler = make_scheduler, call_on, monitor, None
+        self.make_scheduler, self.call_on, self.monitor = make_scheduler, call_on, monitor
+        self.scheduler = None
 
     def before_fit(self, learn):
         super().before_fit(learn)
-        self.before = [(group, "beta", read_hyper(group, "beta")) for group in learn.opt.param_groups
-                       if hyper_key(group, "beta")]  # some of torch's turn it, too
+        self.before = [(group, "beta", read_hyper(group, "beta"))  # some of torch's turn it, too
+                       for group in learn.opt.param_groups if hyper_key(group, "beta")]
         self.scheduler = new_scheduler(self.make_scheduler, learn.opt)
         warn_if_misplaced(self.scheduler, self.make_scheduler, self.call_on, self.monitor, learn)
 
     def after_batch(self, learn):
-        if self.call_on == "after_batch" and learn.training and not learn.cancelled: self.step(learn)
+        if self.call_on == "after_batch" and learn.training and not learn.cancelled:
+            step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
 
     def after_epoch(self, learn):
-        if self.call_on == "after_epoch" and not learn.cancelled: self.step(learn)
-
-    def step(self, learn):
-        "Step the scheduler; one that watches a result is told it, once there is one."
-        if not isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau): self.scheduler.step()
-        elif self.monitor in learn.results: self.scheduler.step(learn.results[self.monitor])
-        elif self.call_on == "after_epoch":
-            raise ValueError(f"ReduceLROnPlateau watches {self.monitor!r}, but an epoch's results are: "
-                             f"{', '.join(learn.results)}.")
+        if self.call_on == "after_epoch" and not learn.cancelled:
+            step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
 
 # %% ../nbs/08_learning_rate.ipynb #b9a18155
-def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25, betas=(.95, .85, .95),
-                  cbs=(), reset_opt=False, *, lr=None):
+def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25,
+                  betas=(.95, .85, .95), cbs=(), reset_opt=False, *, lr=None):
     """Fit with one cycle (Smith and Topin, 2018), point by point torch's `OneCycleLR`.
 
-    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final; beta runs against
-    it through the three betas; all by cosines.
+    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final;
+    beta runs against it through the three betas; all by cosines.
 
-    max_lr: a number or a `slice` over the groups, by default `learn.lr`. Beta stays as it is with betas=None, and where
-    the optimizer has none (or torch's SGD has momentum 0). `lr` is only there to say (`TypeError`) that it is max_lr.
-    Raises `ValueError` for wrong arguments and `RuntimeError` in the middle of a fit.
+    max_lr: a number or a `slice` over the groups, by default `learn.lr`. Beta stays as it is with
+    betas=None, and where the optimizer has none (or torch's SGD has momentum 0). `lr` is only there
+    to say (`TypeError`) that it is max_lr. Raises `ValueError` for wrong arguments and
+    `RuntimeError` in the middle of a fit.
     """
     n_epochs, max_lr, betas, cbs = one_cycle_arguments(
         learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr)
     if learn.lr is None and learn.opt is None: learn.lr = max_lr
     if learn.opt is None or reset_opt: learn.make_opt()
     n = n_epochs * len(learn.dls.train)
-    share = min(max((pct_start * n - 1) / (n - 1), 0.), 1.) if n > 1 else 0.  # the peak is the first part's last batch
+    share = min(max((pct_start * n - 1) / (n - 1), 0.), 1.) if n > 1 else 0.  # as torch counts it
     schedules = {"lr": [one_cycle(peak, div, div_final, share) for peak in learn.rates(max_lr)]}
     if betas and can_turn_beta(learn.opt.param_groups):
         first, middle, last = betas

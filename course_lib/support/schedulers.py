@@ -123,6 +123,14 @@ def intended_steps(scheduler):
         if length := getattr(scheduler, name, None): return max(1, round(length))
 
 
+def step_scheduler(scheduler, call_on, monitor, results):
+    "Step it; one that watches a result is told it, once there is one (`ValueError` if an epoch does not give it)."
+    if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau): scheduler.step()
+    elif monitor in results: scheduler.step(results[monitor])
+    elif call_on == "after_epoch":
+        raise ValueError(f"ReduceLROnPlateau watches {monitor!r}, but an epoch's results are: {', '.join(results)}.")
+
+
 def foreseen_rates(make_scheduler, rates, calls):
     """The rates of the last group in so many steps, from a scheduler on a dummy; [] where that cannot be had.
 
