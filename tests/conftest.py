@@ -11,6 +11,16 @@ import torch
 from torchvision.datasets import MNIST
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` picks
+def pytest_collection_modifyitems(items):
+    "A test whose parameter `device` is cuda is marked `gpu`; its twin on the CPU `gpu_twin`. tools/gpu.py runs them."
+    def device(item): return getattr(item, "callspec", None) and str(item.callspec.params.get("device"))
+    on_gpu = {item.function for item in items if device(item) == "cuda"}
+    for item in items:
+        if device(item) == "cuda": item.add_marker("gpu")
+        elif device(item) == "cpu" and item.function in on_gpu: item.add_marker("gpu_twin")
+
+
 @pytest.fixture
 def one_thread():
     "In nets of a few weights a second thread costs ten times what it brings."

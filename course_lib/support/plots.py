@@ -6,6 +6,7 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib import cycler
 from PIL import Image
@@ -72,13 +73,15 @@ def show(fig, alt, caption):
     """Show `fig` with alternative text and a visible caption, then close it.
 
     alt: what a reader who cannot see the picture needs to know; caption: one or two sentences of Markdown.
-    Raises `ValueError` if either is empty.
+    Raises `ValueError` if either is empty. In a script, which has no place for a picture, the two texts are printed.
     """
     if not alt.strip() or not caption.strip():
         raise ValueError("A figure needs an alt text and a caption, neither of them empty.")
-    data, metadata = picture_output(Image.open(BytesIO(png_bytes(fig))), alt)
-    display(data, raw=True, metadata=metadata)
-    display(Markdown(f"*{caption}*"))
+    if get_ipython() is None: print(f"{alt} {caption}")
+    else:
+        data, metadata = picture_output(Image.open(BytesIO(png_bytes(fig))), alt)
+        display(data, raw=True, metadata=metadata)
+        display(Markdown(f"*{caption}*"))
     plt.close(fig)
 
 
