@@ -66,7 +66,7 @@ def small_resnet(n_classes=len(CLASSES)):
 
 # %% ../nbs/11_transfer.ipynb #da3e78e4
 def glyph_backbone(path=None, device=None):
-    """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all of it learns.
+    """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all can learn.
 
     path: weights of your own, as data/train_glyphs.py writes them; by default those of the course,
     whose hash is checked. Raises `DamagedFileError` for a file that is missing, damaged or another
@@ -157,9 +157,9 @@ def decay_weights_only(opt_func):
 def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=()):
     """Train the last group for freeze_epochs, then all for n_epochs (Howard and Gugger, 2020).
 
-    Each part is one cycle. Frozen, the last group's peak is base_lr (by default the learner's); after
-    that half of it, and lr_mult times less in the first group, geometric in between. A callback that
-    ends the first part ends it all. The model is left unfrozen, after an error too. Raises
+    Each part is one cycle. Frozen, the last group's peak is base_lr (by default the learner's);
+    after that half of it, and lr_mult times less in the first group, geometric in between. A callback
+    that ends the first part ends it all. The model is left unfrozen, after an error too. Raises
     `ValueError` for a model without a body.
     """
     base_lr, cbs = check_fine_tune(learn, n_epochs, base_lr, freeze_epochs, lr_mult, cbs)
@@ -199,7 +199,7 @@ WAYS = {"scratch": .03, "head": .01, "fine-tune": slice(.001, .01)}  # the peaks
 
 
 def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
-    """Train on few images and return the accuracy on the rest, from 0 to 1; both as from `draw_few`.
+    """Train on few images and return the accuracy on the rest, 0 to 1; both as from `draw_few`.
 
     way: "scratch", "head" (the pretrained body frozen, the head new) or "fine-tune" (all learn);
     lr: the peak of the one-cycle, by default that of `WAYS`; n_steps: batches of 50, with AdamW;
@@ -230,10 +230,10 @@ def best_scratch(measured):
 
 # %% ../nbs/11_transfer.ipynb #421809ea
 def tta(learn, dl=None, transform=None, n=4):
-    """Class probabilities `[N, n_classes]` and targets `[N]`: averages over n + 1 versions of each input.
+    """Class probabilities `[N, n_classes]`, averaged over n + 1 versions of each input, and targets `[N]`.
 
     One is as it is, by the transform of dl, by default the validation loader; n are random, by
-    transform, `(xb, yb) -> (xb, yb)`, by default the training loader's. `ValueError` if one is missing.
+    transform, `(xb, yb) -> (xb, yb)`, by default the training loader's. `ValueError` without one.
     """
     dl, plain, transform = tta_inputs(learn, dl, transform)
     looks, averages, targets = [plain] + [transform] * positive_int("n", n), [], []
