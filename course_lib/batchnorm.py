@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .learner import Callback
+from .support.arguments import a_dtype, a_module, a_tensor, checked
 from .support.norms import (
     CheckedBatchNorm, CheckedGroupNorm, CheckedLayerNorm, along_channels, scale_and_shift)
 from .support.speed import FORMATS, seconds_by_format
@@ -97,6 +98,7 @@ class ConvNet(nn.Sequential):
 # %% ../nbs/10_batchnorm.ipynb #072662e2
 class Autocast(Callback):
     "Runs the model's convolutions and matrix products in `dtype`; weights, the loss and the step stay in float32."
+    @checked(dtype=a_dtype)
     def __init__(self, dtype=torch.bfloat16): self.dtype, self.entered = dtype, []
 
     def before_batch(self, learn):
@@ -113,6 +115,7 @@ class Autocast(Callback):
         if self.entered: self.entered.pop().close()
 
 
+@checked(model=a_module, xb=a_tensor, yb=a_tensor)
 def make_fast(model, xb, yb):
     "Bring the model into the fastest of the `FORMATS` for such batches; returns its name and the callbacks it needs."
     seconds = seconds_by_format(model, xb, yb)

@@ -12,8 +12,10 @@ import textwrap
 import torch
 import torch.nn.functional as F
 
+from .support.arguments import a_function, checked, finite
+from .support.checks import whole_number
 from .support.data import (
-    affine_ranges, check_images, check_loader, pixel_positions, pixel_statistics, split_sizes)
+    affine_ranges, check_affine, check_loader, pixel_positions, pixel_statistics, split_sizes)
 from .support.files import DownloadError, data_root, read_digits, read_mnist
 from .support.tensors import default_device
 
@@ -27,6 +29,7 @@ class TensorLoader:
     `.epoch` counts the passes begun.
     Raises `ValueError` for lengths that differ and for a batch size that gives no batch.
     """
+    @checked(transform=a_function)
     def __init__(self, x, y, batch_size, shuffle=False, transform=None, drop_last=False, seed=0):
         self.batch_size, self.seed = check_loader(x, y, batch_size, drop_last, seed)
         self.x, self.y, self.shuffle, self.epoch = x, y, shuffle, 0
@@ -76,7 +79,7 @@ def affine(x, angle, translate, scale, shear, fill=None):
     shear: degrees `[2, n]` (along x, along y); fill: the value outside of the image, by
     default the smallest in the batch, which is the background of a digit.
     """
-    check_images(x)
+    check_affine(x, angle, translate, scale, shear)
     n, _, height, width = x.shape
     angle, (shear_x, shear_y) = torch.deg2rad(angle), torch.deg2rad(shear)
     # forward: rotation · shear along y · shear along x · scale, about the centre;
@@ -105,6 +108,7 @@ class RandomAffine:
     Draws from torch's own random numbers of the device, so `torch.manual_seed` repeats it.
     Raises `ValueError` for ranges that are upside down or impossible.
     """
+    @checked(fill=finite)
     def __init__(self, degrees, translate=None, scale=None, shear=None, fill=None):
         self.ranges, self.fill = affine_ranges(degrees, translate, scale, shear), fill
 
@@ -181,7 +185,8 @@ def course_data(root=None, **options):
     except DownloadError as error:
         options.pop("download", None)
         for part, most in (("n_valid", 249), ("n_train", 1248)):
-            if options.get(part) is not None: options[part] = min(options[part], most)
+            if options.get(part) is not None:
+                options[part] = min(whole_number(part, options[part]), most)
         dls, why = digits(**options), f"embedded, since {textwrap.shorten(str(error), 150)}"
     verbs = {"train": "train", "valid": "validate", "test": "test"}
     sizes = ", ".join(f"{len(getattr(dls, part).x):,} to {verb}" for part, verb in verbs.items())

@@ -20,7 +20,9 @@ from .data import DataLoaders, TensorLoader
 from .learner import Callback, Learner, accuracy
 from .learning_rate import fit_one_cycle
 from .sgd import batches
-from .support.checks import positive_int
+from .support.arguments import (
+    a_function, a_loader, a_module, a_pair_of_tensors, a_path, a_tensor, checked, loaders)
+from .support.checks import positive_int, whole_number
 from .support.glyphs import CLASSES, glyph_weights
 from .support.learner import freeze_groups, frozen_norms
 from course_lib.support.photos import (
@@ -52,6 +54,7 @@ class ResidualBlock(nn.Module):
         return F.relu(self.shortcut(x) + change)
 
 # %% ../nbs/11_transfer.ipynb #9a4b5be9
+@checked(n_classes=positive_int)
 def small_resnet(n_classes=len(CLASSES)):
     """A residual net for `[B, 1, 28, 28]` with 0.3 million parameters and random weights.
 
@@ -65,6 +68,7 @@ def small_resnet(n_classes=len(CLASSES)):
     return model.to(memory_format=torch.channels_last)  # the faster order of weights
 
 # %% ../nbs/11_transfer.ipynb #da3e78e4
+@checked(path=a_path)
 def glyph_backbone(path=None, device=None):
     """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all can learn.
 
@@ -78,6 +82,7 @@ def glyph_backbone(path=None, device=None):
     return model.eval().to(default_device() if device is None else device)
 
 # %% ../nbs/11_transfer.ipynb #2d570949
+@checked(model=a_module)
 def replace_head(model, n_classes):
     """The model with a fresh last layer for n_classes: changed in place, and returned.
 
@@ -92,6 +97,7 @@ def replace_head(model, n_classes):
     return model
 
 # %% ../nbs/11_transfer.ipynb #fb380187
+@checked(model=a_module)
 def layer_groups(model):
     """The model's parameters as a list of lists, from input to output: a splitter for `Learner`.
 
@@ -120,6 +126,7 @@ def unfreeze(model):
     freeze_to(model, 0)
 
 # %% ../nbs/11_transfer.ipynb #81bc5e1c
+@checked(model=a_module, x=a_tensor, batch_size=positive_int)
 @torch.no_grad()
 def features(model, x, batch_size=500):
     """What a model's last layer gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`.
@@ -138,6 +145,7 @@ class MoveStatistics(Callback):
         for norm in frozen_norms(learn.model): norm.train()
 
 # %% ../nbs/11_transfer.ipynb #bd314bcc
+@checked(opt_func=a_function)
 def decay_weights_only(opt_func):
     """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, and
     norms' scale and shift.
@@ -177,6 +185,7 @@ def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=(
 Learner.fine_tune = fine_tune
 
 # %% ../nbs/11_transfer.ipynb #c15e9dd1
+@checked(dls=loaders, draw=whole_number)
 def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
     """n images of each class, and the rest to test on: `(x, y), (x_rest, y_rest)`.
 
@@ -198,6 +207,7 @@ def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
 WAYS = {"scratch": .03, "head": .01, "fine-tune": slice(.001, .01)}  # the peaks of their one-cycles
 
 
+@checked(few=a_pair_of_tensors, rest=a_pair_of_tensors, seed=whole_number, backbone=a_module)
 def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
     """Train on few images and return the accuracy on the rest, 0 to 1; both as from `draw_few`.
 
@@ -229,6 +239,7 @@ def best_scratch(measured):
     return float(rate), accuracies
 
 # %% ../nbs/11_transfer.ipynb #421809ea
+@checked(dl=a_loader, transform=a_function)
 def tta(learn, dl=None, transform=None, n=4):
     """Class probabilities `[N, n_classes]`, averaged over n + 1 versions of each input, and targets `[N]`.
 
@@ -249,6 +260,7 @@ def tta(learn, dl=None, transform=None, n=4):
 Learner.tta = tta
 
 # %% ../nbs/11_transfer.ipynb #855e61d6
+@checked(x=a_tensor)
 def gray_to_rgb(x):
     "Gray images `[B, 1, H, W]` as `[B, 3, H, W]`: three times the same channel, without a copy."
     if x.ndim != 4 or x.shape[1] != 1:

@@ -5,6 +5,7 @@ import numbers
 
 import torch
 
+from .arguments import a_tensor, images
 from .checks import whole_number
 from .files import DamagedFileError
 
@@ -43,10 +44,11 @@ def pixel_statistics(images, name):
     return mean.item(), std.item()
 
 
-def check_images(x):
-    "Raises `ValueError` for what is no batch of float images."
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"Expected float images [n, channels, height, width], got {x.dtype} {list(x.shape)}.")
+def check_affine(x, angle, translate, scale, shear):
+    "Raises `ValueError` for what is no batch of float images, and for amounts that are no tensors."
+    images("x", x)
+    for name, value in (("angle", angle), ("translate", translate), ("scale", scale), ("shear", shear)):
+        a_tensor(name, value)
 
 
 @functools.lru_cache(8)

@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 from packaging.requirements import Requirement
 
+from .arguments import a_device, checked, loaders
 from .files import CHECKOUT
 
 
@@ -57,6 +58,7 @@ def in_notebook():
     return hasattr(sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None, "kernel")
 
 
+@checked(device=a_device, dls=loaders)
 def check_setup(device, dls, requirements=None):
     """Compare this environment with what the course and its notebooks need -> `SetupReport`.
 

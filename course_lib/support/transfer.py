@@ -5,6 +5,7 @@ import re
 import torch
 from torch import fx, nn
 
+from .arguments import above_0, checked
 from .checks import as_list, positive_int
 
 
@@ -116,6 +117,7 @@ def split_by_axes(params):
     return split
 
 
+@checked(lr_mult=above_0)
 def check_fine_tune(learn, n_epochs, base_lr, freeze_epochs, lr_mult, cbs):
     "base_lr, by default the learner's, and cbs as a list. Raises `ValueError` for what cannot be fine-tuned."
     base_lr = learn.lr if base_lr is None else base_lr
@@ -123,7 +125,6 @@ def check_fine_tune(learn, n_epochs, base_lr, freeze_epochs, lr_mult, cbs):
         raise ValueError(f"fine_tune needs one number as base_lr, the head's rate; got {base_lr!r}.")
     if not isinstance(freeze_epochs, int) or freeze_epochs < 0:
         raise ValueError(f"freeze_epochs must be a whole number, 0 or more, not {freeze_epochs!r}.")
-    if not lr_mult > 0: raise ValueError(f"lr_mult must be above 0, not {lr_mult}.")
     positive_int("n_epochs", n_epochs)
     cbs = as_list("cbs", cbs)
     if len(learn.groups) < 2: raise ValueError("fine_tune needs a body and a head, and this model has one group of "
