@@ -136,8 +136,9 @@ class Stages(LearnerBase):
     def _stage(self, stage, body):
         "before, body, after. What is raised skips the rest, up to the stage it names; after_… runs in any case."
         if stage in self._unheard: return body()  # no callback listens inside
-        problem = self.cancelled = None
+        problem = None
         try:
+            self.cancelled = None
             self._call(stage.before)
             body()
             self.cancelled = None  # a stage inside may have been
@@ -224,7 +225,7 @@ def accuracy(pred, targets):
 class Learner(EpochLoop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
-    model: an `nn.Module`; dls: has `train` and `valid` (which may be None), loaders of `(xb, yb)`;
+    model: an `nn.Module`; dls: has `train` and `valid` (which may be None), loaders of `(xb, yb)` with a length;
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameter groups -> optimizer;
     lr: a number, or a `slice` over the groups, by default what opt_func takes; cbs: callbacks of every fit;
     metrics: functions `(pred, targets) -> mean over the batch`; splitter: model -> list of lists of parameters.

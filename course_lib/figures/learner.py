@@ -86,11 +86,11 @@ def cancel_explorer(learner=Learner, cancels=CANCELS):
     ax.plot(*zip(*(place(*seen) for seen in planned)), color=GHOST, marker="o", mfc="white", ms=10, ls="",
             label="skipped")
     [ran] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=10, ls="", label="ran")
-    [cancels] = ax.plot([], [], color=COLORS["green"], marker="D", ms=10, ls="", label="after_cancel_…")
+    [after_cancel] = ax.plot([], [], color=COLORS["green"], marker="D", ms=10, ls="", label="after_cancel_…")
     [bang] = ax.plot([], [], color=COLORS["orange"], marker="X", ms=16, mec="white", ls="", zorder=5,
                      label="raised here")
     fig.legend(loc="outside lower center", ncols=4)
-    live = LiveFigure(fig, [ran, cancels, bang],
+    live = LiveFigure(fig, [ran, after_cancel, bang],
                       alt="A grid: events from top to bottom in the order of the loop, and columns for what happens "
                           "around the batches, in two training batches and in a validation batch. Filled dots ran, "
                           "hollow ones were skipped, a cross marks where the exception was raised.")
@@ -99,7 +99,7 @@ def cancel_explorer(learner=Learner, cancels=CANCELS):
         seen, raised, n_steps, escaped = trace_tiny_fit(event, cancels.get(exception), learner)
         points = [place(*one) for one in seen]
         ran.set_data(*zip(*(point for point in points if point[1] < 16)))
-        cancels.set_data(*zip(*[point for point in points if point[1] >= 16] or [([], [])]))
+        after_cancel.set_data(*zip(*[point for point in points if point[1] >= 16] or [([], [])]))
         inside = raised and event in EVENTS[3:11]
         where = (("train" if raised[0] else "valid", raised[1]) if inside else None)
         bang.set_data(*([[at] for at in place(event, where)] if raised else ([], [])))
@@ -116,5 +116,6 @@ def cancel_explorer(learner=Learner, cancels=CANCELS):
     return explore(trace, live, words=words,
                    caption="Live figure. Choose an exception and the event that raises it; dots that turn hollow are "
                            "events that no longer happen.",
-                   exception=widgets.Dropdown(options=["nothing", *cancels], value="CancelBatchException", layout=wide),
+                   exception=widgets.Dropdown(options=["nothing", *cancels], layout=wide,
+                                             value=[*cancels][:2][-1]),  # an interesting one
                    event=widgets.Dropdown(options=EVENTS[:16], value="after_loss", layout=wide))

@@ -413,6 +413,10 @@ class LearnerBase:
             self.pct_train = self.epoch / self.n_epoch
             for norm in frozen_norms(self.model): norm.eval()
             self.opt.zero_grad()  # what a fit that broke off left behind
+            if n := len(parameters_unknown_to(self.opt, self.model)):  # `fit` has looked: it was a callback
+                warnings.warn(f"The optimizer knows nothing of {n} of the model's parameters, so they stay as they are: "
+                              "a callback that replaces learn.model has to make a new one, learn.make_opt().",
+                              stacklevel=2)
         with torch.set_grad_enabled(training): yield
 
     @contextlib.contextmanager
