@@ -61,9 +61,10 @@ def check_words(state, words, also=()):
 def drive(explorer, also=()):
     """Put every control of an explorer in all its places; returns a list of (state, words), one a place.
 
-    At each place the figure must raise nothing, show its error nowhere, and its words may hold only numbers of the
-    state, rounded as they are written; also: further numbers and texts that the words may hold, or a function
-    state -> such numbers (`lambda s: [1 / (1 - s["beta"])]`). Work in slices runs to its end, so call it outside of an event loop. It ends with a reset.
+    At each place the figure must raise nothing, show no error, and its words may hold only numbers of the state,
+    rounded as they are written; also: further numbers and texts that the words may hold, or a function state -> such
+    numbers (`lambda s: [1 / (1 - s["beta"])]`). Work in slices runs to its end, so call it outside of an event loop.
+    It ends with a reset.
     """
     seen = []
     for values in settings(explorer):
