@@ -7,13 +7,21 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from course_lib.data import DataLoaders, TensorLoader
 from course_lib.support import setup
 from course_lib.support.files import CHECKOUT
 from course_lib.support.setup import check_setup, gpu_advice
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 NEEDED = {Requirement(text).name for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["notebooks"]]}
-DLS = SimpleNamespace(name="mnist", train=SimpleNamespace(x=torch.zeros(50_000)))
+
+
+def dls(name, n):
+    part = TensorLoader(torch.zeros(n), torch.zeros(n), 100)
+    return DataLoaders(part, part, name=name)
+
+
+DLS = dls("mnist", 50_000)
 
 
 def rows(report): return {what: (found, advice) for what, found, advice in report.rows}
@@ -88,7 +96,7 @@ def test_a_notebook_is_told_from_a_script(monkeypatch):
 
 
 def test_the_embedded_digits_are_fine_too():
-    report = check_setup("cpu", SimpleNamespace(name="digits", train=SimpleNamespace(x=torch.zeros(1248))))
+    report = check_setup("cpu", dls("digits", 1248))
     assert report.ok and rows(report)["data"][0] == "digits, 1,248 images to train" and rows(report)["data"][1]
 
 

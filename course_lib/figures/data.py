@@ -4,6 +4,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..data import affine
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
 from ..support.plots import styled
 
@@ -32,7 +33,7 @@ def affine_explorer(images):
 
     def words(s):
         n = abs(round(s["right"]))
-        shift = f"{n} pixel{'s' * (n != 1)} to the {'left' if s['right'] < 0 else 'right'}" if n else "not shifted"
+        shift = f"{counted(n, 'pixel')} to the {'left' if s['right'] < 0 else 'right'}" if n else "not shifted"
         return (f"Turned by {s['angle']:.0f}°, {s['scale']:.2f} times as large, sheared by {s['shear']:.0f}°, {shift}: "
                 f"{s['ink']:.0%} of the ink.")
 
