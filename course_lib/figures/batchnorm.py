@@ -113,7 +113,7 @@ def running_explorer(n=150):
 
     def words(s):
         return (f"momentum {s['momentum']:.2g}, batches of {s['batch_size']}: nine tenths of a jump are in after "
-                f"{s['lag']} batches; at the end mean {s['mean']:.3g} (true 2), variance {s['var']:.3g} (true 4).")
+                f"{s['lag']} batch{'es' * (s['lag'] != 1)}; at the end mean {s['mean']:.3g} (true 2), variance {s['var']:.3g} (true 4).")
 
     return explore(follow, live, words=words,
                    caption="Live figure. A small momentum is smooth and late, a large one fast and noisy: beta of "

@@ -15,6 +15,7 @@ from IPython.display import Markdown, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from .arguments import a_function, checked
 from .plots import picture_output, plt
 
 
@@ -26,7 +27,7 @@ class LiveFigure:
     change of anything else (limits, a title), call `invalidate()` first.
     """
     def __init__(self, fig, artists, alt, quality=90):
-        if not alt.strip(): raise ValueError("A live figure needs an alt text: say what it shows.")
+        if not isinstance(alt, str) or not alt.strip(): raise ValueError("A live figure needs an alt text: say what it shows.")
         self.fig, self.alt, self.quality = fig, alt, quality
         self.artists = sorted(artists, key=lambda a: a.get_zorder())
         self.canvas = FigureCanvasAgg(fig)
@@ -427,6 +428,7 @@ class Explorer:
         _cells.add(self)
 
 
+@checked(f=a_function)
 def explore(f, figure=None, *, words=_in_words, caption="", **controls):
     """Put `f` under sliders.
 

@@ -6,9 +6,13 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib import cycler
 from PIL import Image
+
+from .arguments import a_tensor, checked
+from .checks import positive_int
 
 COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73",
           "pink": "#CC79A7", "amber": "#E69F00", "sky": "#56B4E9"}
@@ -72,16 +76,19 @@ def show(fig, alt, caption):
     """Show `fig` with alternative text and a visible caption, then close it.
 
     alt: what a reader who cannot see the picture needs to know; caption: one or two sentences of Markdown.
-    Raises `ValueError` if either is empty.
+    Raises `ValueError` if either is empty. In a script, which has no place for a picture, the two texts are printed.
     """
-    if not alt.strip() or not caption.strip():
+    if not all(isinstance(text, str) and text.strip() for text in (alt, caption)):
         raise ValueError("A figure needs an alt text and a caption, neither of them empty.")
-    data, metadata = picture_output(Image.open(BytesIO(png_bytes(fig))), alt)
-    display(data, raw=True, metadata=metadata)
-    display(Markdown(f"*{caption}*"))
+    if get_ipython() is None: print(f"{alt} {caption}")
+    else:
+        data, metadata = picture_output(Image.open(BytesIO(png_bytes(fig))), alt)
+        display(data, raw=True, metadata=metadata)
+        display(Markdown(f"*{caption}*"))
     plt.close(fig)
 
 
+@checked(images=a_tensor, ncols=positive_int)
 def show_images(images, titles=None, ncols=8, *, alt, caption):
     """Show a sheet of images.
 

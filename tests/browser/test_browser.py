@@ -364,9 +364,9 @@ def test_chapter_11_runs_without_an_error(transfer): runs_without_an_error(trans
 
 def test_more_images_train_a_better_head(transfer):
     figure = explorer(transfer, "n_per_class")
-    says(figure, "10 of each class")
+    says(figure, "10 images of each class")
     press(transfer, figure, "n_per_class", "ArrowRight", 40)
-    says(figure, "50 of each class")
+    says(figure, "50 images of each class")
     assert figure.locator(".explorer-error").inner_text() == ""
 
 
