@@ -198,7 +198,7 @@ def _confirm(control):
 
 # In its output a live figure stands after a picture of it; whichever can be used is shown, in JupyterLab (and nbconvert's
 # pages), VS Code and Colab. A widget whose kernel is gone, or was restarted, does nothing.
-ASLEEP = """<p style="font-weight: bold">💤 This figure is asleep: run its cell (Shift+Enter), and the sliders move it.</p>
+ASLEEP = """<p style="font-weight: bold">This figure is asleep: run its cell (Shift+Enter), and the sliders move it.</p>
 <style>
 :is(.jp-OutputArea, .cell_container, #output-area):has(.explorer:not(.jupyter-widgets-disconnected)) .explorer-asleep,
 .jp-OutputArea-child:has(.explorer-asleep) + .jp-OutputArea-child:not(:has(.explorer:not(.jupyter-widgets-disconnected)))
