@@ -14,31 +14,48 @@ endif
 ifneq ($(filter yes no,$(BROWSER)),)
 unexport BROWSER
 endif
+# Chapters and tests run two at a time, each on one thread: a second thread gains nothing in nets of this size, and loses
+# much where cores are few. A file stays in one process. Failures stand at the end, by chapter and cell.
+WORKERS ?= 2
+PARALLEL = -p tools.failures -n $(WORKERS) --dist loadfile
 NBVAL = -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
+test nbval test-colab: export OMP_NUM_THREADS = 1
+test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check clean-notebooks run bench screenshot address test-colab
+.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-# Also the guard of every other target: runs only when pip has something to do. An environment without pip is half made.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The guard of every target: runs only when pip has something to do. An environment without pip is half made.
+define install
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This course needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Say which one to take: make PYTHON=python3.12 ...")' \
 	  && $(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	@echo "Installing into $(VENV). The first time this downloads PyTorch, gigabytes: a few minutes."
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+endef
 
-lab: $(VENV)/.installed  ## open the course in JupyterLab (PORT=8888, BROWSER=no on a server)
-	$(BIN)/jupyter lab nbs/00_start_here.ipynb --port=$(PORT) --config=tools/jupyter_server_config.py \
+# What reading takes, and what developing takes besides.
+$(VENV)/.notebooks: pyproject.toml constraints.txt
+	$(call install,notebooks)
+	@touch $@
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch $@ $(VENV)/.notebooks
+
+lab: $(VENV)/.notebooks  ## open the course in JupyterLab (PORT=8888, BROWSER=no on a server)
+	$(BIN)/jupyter lab --port=$(PORT) --config=tools/jupyter_server_config.py \
 	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# Without playwright or Chromium the browser test is skipped: then pytest collects nothing and says 5.
 test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter, tests
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS) tests --ignore=tests/browser
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser || [ $$? = 5 ]
 
-nbval: $(VENV)/.installed  ## run every chapter and its assertions
-	$(BIN)/python $(NBVAL) nbs
+nbval: $(VENV)/.installed  ## run every chapter and its assertions (WORKERS=2 at a time)
+	$(BIN)/python $(NBVAL) $(PARALLEL) nbs
 
 export: $(VENV)/.installed  ## write course_lib/ from the notebooks
 	$(BIN)/python tools/notebooks.py export
@@ -47,11 +64,20 @@ check: $(VENV)/.installed  ## is course_lib/ what the notebooks export? does ruf
 	$(BIN)/python tools/notebooks.py check
 	$(BIN)/python -m ruff check .
 
-clean-notebooks: $(VENV)/.installed  ## drop volatile metadata, number cells
+floors: $(VENV)/.installed  ## which module of course_lib imports which
+	$(BIN)/python tools/floors.py
+
+clean-notebooks: $(VENV)/.installed  ## drop volatile metadata, number cells, fold set-up, link chapters
 	$(BIN)/python tools/notebooks.py clean
 
 run: $(VENV)/.installed  ## execute chapters and save them cleaned: make run NB="01 02" (all without NB)
 	$(BIN)/python tools/notebooks.py run $(NB)
+
+pages: $(VENV)/.installed  ## the chapters as they are saved, as pages for a browser, in dist/pages
+	$(BIN)/python tools/pages.py
+
+gpu: $(VENV)/.installed  ## what needs a GPU: tests marked gpu, benchmarks (GPU=--cpu: the same tests on the CPU)
+	$(BIN)/python tools/gpu.py $(GPU)
 
 bench: $(VENV)/.installed  ## every benchmark, a ratio table each
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done

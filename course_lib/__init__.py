@@ -1,4 +1,4 @@
-"""Make neural networks train fast: optimizers, the training loop and live figures, written and tested in a course of notebooks.
+"""Make neural networks train fast: optimizers, the loop and live figures, written and tested in a course of notebooks.
 
 What a reader of the course uses, by lesson; everything else is imported from its module. Figures come from
 `course_lib.figures`. What needs matplotlib and widgets is loaded when it is first asked for.
@@ -7,9 +7,9 @@ import importlib
 
 from course_lib.adam import (
     LAMB, Adam, AdamW, Lion, Muon, adam_step, average_grad_slow, count_steps, lamb_step, lion_step, muon_step,
-    orthogonalize, weight_decay)
+    weight_decay)
 from course_lib.batchnorm import (
-    Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvNet, GroupNorm, LayerNorm, deep_net, make_fast)
+    Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, make_fast)
 from course_lib.callbacks import (
     ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
 from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
@@ -31,7 +31,7 @@ from course_lib.support.photos import CenterCrop, RandomResizedCrop, denormalise
 from course_lib.support.pretrained import imagenet_resnet, load_weights
 from course_lib.support.setup import check_setup
 from course_lib.support.tensors import default_device
-from course_lib.sweeps import Ensemble, Sweep, mlp, sweep
+from course_lib.sweeps import Sweep, sweep
 from course_lib.transfer import (
     MoveStatistics, decay_weights_only, draw_few, features, few_shot, fine_tune, freeze, freeze_to, glyph_backbone,
     gray_to_rgb, imagenette, layer_groups, pets, replace_head, small_resnet, tta, unfreeze)
@@ -43,20 +43,19 @@ _ON_DEMAND = {"show": "plots", "show_images": "plots", "use_style": "plots",
 __all__ = [
     "ActivationStats", "Adam", "AdamW", "Autocast", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CSVLogger",
     "Callback", "CancelBatchException", "CancelEpochException", "CancelException", "CancelFitException",
-    "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop", "ConvNet",
-    "DamagedFileError", "DataError", "DataLoaders", "DownloadError", "EVENTS", "EarlyStopping", "Ensemble",
-    "Explorer", "GlyphLoader", "GradientAccumulation", "GradientClip", "GroupNorm", "LAMB", "LRFind", "LRScheduler",
-    "LayerNorm", "Learner", "Lion", "LiveFigure", "ModelResetter", "MoveStatistics", "Muon", "Optimizer",
-    "ParamScheduler", "Progress", "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop", "Recorder", "SGD",
-    "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine", "average_grad",
-    "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const", "cos",
-    "count_steps", "course_data", "decay_weights_only", "deep_net", "default_device", "denormalise", "digits",
-    "draw_few", "exp", "explore", "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters",
-    "freeze", "freeze_to", "glyph_backbone", "gray_to_rgb", "imagenet_resnet", "imagenette", "l2_reg", "lamb_step",
-    "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "make_fast", "mlp", "mnist", "momentum_step",
-    "muon_step", "nesterov_step", "one_cycle", "orthogonalize", "pets", "poly", "replace_head", "rms_prop_step",
-    "sgd_step", "show", "show_images", "small_resnet", "sweep", "tta", "unfreeze", "use_style", "warm_restarts",
-    "weight_decay"]
+    "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop", "DamagedFileError",
+    "DataError", "DataLoaders", "DownloadError", "EVENTS", "EarlyStopping", "Explorer", "GlyphLoader",
+    "GradientAccumulation", "GradientClip", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner",
+    "Lion", "LiveFigure", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "ParamScheduler", "Progress",
+    "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop", "Recorder", "SGD", "SaveBest", "Sweep",
+    "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine", "average_grad", "average_grad_dampened",
+    "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const", "cos", "count_steps", "course_data",
+    "decay_weights_only", "default_device", "denormalise", "digits", "draw_few", "exp", "explore", "features",
+    "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to", "glyph_backbone",
+    "gray_to_rgb", "imagenet_resnet", "imagenette", "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step",
+    "load_weights", "lr_find", "make_fast", "mnist", "momentum_step", "muon_step", "nesterov_step", "one_cycle",
+    "pets", "poly", "replace_head", "rms_prop_step", "sgd_step", "show", "show_images", "small_resnet", "sweep",
+    "tta", "unfreeze", "use_style", "warm_restarts", "weight_decay"]
 
 
 def __getattr__(name):

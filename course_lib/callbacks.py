@@ -7,156 +7,91 @@ __all__ = ['Recorder', 'Progress', 'Watcher', 'EarlyStopping', 'SaveBest', 'CSVL
            'ActivationStats']
 
 # %% ../nbs/07_callbacks.ipynb #d71b5f33
-import csv
-import inspect
 import math
 import time
-import weakref
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from course_lib.learner import (
-    Callback, CancelFitException, CancelStepException, CancelTrainException, Learner,
-    TerminateOnNaN)
+from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN
+from .support.arguments import a_path, checked, finite
+from .support.accumulation import WaitingBatches, parameters_with_grad
+from .support.activations import LayerStatistics
 from .support.checks import positive_int
-from .support.optimizer import copy_hyper, read_hyper
-from .support.progress import format_row, in_notebook, show_table
-from .support.state import load, save
+from .support.progress import ProgressReport
+from .support.records import BatchRecords, CheckedWatcher, CSVFile, RemembersLearner
+from .support.saving import load, save
 from .support.tensors import batch_size
 
 # %% ../nbs/07_callbacks.ipynb #acd00bc8
-class Recorder(Callback):
-    """Keeps loss, lr and beta of every training batch and the results of every epoch, over all fits of a learner.
+class Recorder(BatchRecords, Callback):
+    """Keeps loss, lr and beta of every training batch and the results of every epoch, over all fits
+    of a learner.
 
-    `.losses`, `.lrs`, `.betas`: float64 arrays, one value for each training batch that was not cancelled
-    (lr and beta: of the last group; NaN where there is none); `.epochs`: a dict of results for each whole epoch.
+    `.losses`, `.lrs`, `.betas`: float64 arrays, one value for each training batch that was not
+    cancelled (lr and beta: of the last group; NaN where there is none); `.epochs`: a dict of
+    results for each whole epoch; `.plot_loss()`, `.plot_sched()` show them.
     """
-    run_after, in_lr_find, fold_after = (TerminateOnNaN,), False, 512
-
-    def __init__(self): self._folded, self._losses, self._hypers, self.epochs = [], [], [], []
+    run_after, in_lr_find = (TerminateOnNaN,), False
 
     def after_batch(self, learn):
-        if learn.cancelled or not learn.training: return
-        group = learn.opt.param_groups[-1]
-        self._losses.append(learn.loss.detach())
-        self._hypers.append((copy_hyper(group["lr"]), copy_hyper(read_hyper(group, "beta"))))
-        if len(self._losses) >= self.fold_after: self._fold()
-
-    def _fold(self):
-        "Many small tensors into one; nothing is read."
-        if self._losses: self._folded.append(torch.stack(self._losses))
-        self._losses = []
+        if learn.training and not learn.cancelled:
+            self.keep(learn.loss.detach(), learn.opt.param_groups[-1])
 
     def after_epoch(self, learn):
         if not learn.cancelled:
-            self.epochs.append({"epoch": learn.epochs_done, "batches": len(self._hypers), **learn.results})
-
-    @property
-    def losses(self):
-        self._fold()
-        return np.concatenate([np.empty(0), *(part.cpu().double().numpy() for part in self._folded)])
-
-    @property
-    def lrs(self): return self._column(0)
-
-    @property
-    def betas(self): return self._column(1)
-
-    def _column(self, i):
-        return np.array([math.nan if row[i] is None else float(row[i]) for row in self._hypers], dtype=np.float64)
-
-    def plot_loss(self, smooth=.95):
-        "Training loss by batch, its exponentially weighted average, and the validation loss after each epoch."
-        from course_lib.support.curves import plot_losses  # matplotlib, only when it is used
-        plot_losses(self.losses, self.epochs, smooth)
-
-    def plot_sched(self):
-        "Learning rate and, where there is one, beta, by training batch."
-        from course_lib.support.curves import plot_schedule
-        plot_schedule(self.lrs, self.betas)
+            counts = {"epoch": learn.epochs_done, "batches": len(self._hypers)}
+            self.epochs.append({**counts, **learn.results})
 
 # %% ../nbs/07_callbacks.ipynb #d718e6b8
-class Progress(Callback):
+class Progress(ProgressReport, Callback):
     """A bar and a table of results that grows while it trains; plain lines where nobody can watch.
 
     refresh_s: how often the picture is drawn anew in a notebook, in seconds, at most.
     """
     run_after, in_lr_find = (TerminateOnNaN, Recorder), False
 
-    def __init__(self, refresh_s=.25): self.refresh_s, self.rows, self.handle, self.live = refresh_s, [], None, False
+    def before_fit(self, learn): self.start(learn)
 
-    def before_fit(self, learn):
-        self.rows, self.handle, self.live = [], None, in_notebook()
-        self.began = self.epoch_began = self.shown = time.perf_counter()
-        if self.live: self._draw(learn)
+    def before_epoch(self, learn): self.start_epoch()
 
-    def before_epoch(self, learn): self.epoch_began = time.perf_counter()
-
-    def after_batch(self, learn):
-        if self.live and time.perf_counter() - self.shown > self.refresh_s: self._draw(learn)
+    def after_batch(self, learn): self.refresh(learn)
 
     def after_epoch(self, learn):
-        if learn.cancelled: return
-        seconds = time.perf_counter() - self.epoch_began
-        self.rows.append(format_row({"epoch": learn.epochs_done, **learn.results}) | {"time": f"{seconds:.1f} s"})
-        if self.live: self._draw(learn)
-        else: print(" · ".join(f"{name} {text}" for name, text in self.rows[-1].items()), flush=True)
+        if not learn.cancelled: self.add_row(learn, {"epoch": learn.epochs_done, **learn.results})
 
-    def after_fit(self, learn):
-        if self.live and self.handle: self._draw(learn, ended=True)
-        if isinstance(learn.cancelled, KeyboardInterrupt):
-            print(f"Interrupted in {learn.where()}. The learner is usable: fit goes on with these weights.", flush=True)
-
-    def _draw(self, learn, ended=False):
-        loss = "" if learn.smooth_loss is None else f" · training loss {float(learn.smooth_loss):.4g}"
-        seconds = time.perf_counter() - self.began
-        line = None if ended else f"{learn.where()}{loss} · {seconds:.0f} s"
-        self.handle = show_table(self.handle, self.rows, learn.pct_train, line)
-        self.shown = time.perf_counter()
+    def after_fit(self, learn): self.end(learn)
 
 # %% ../nbs/07_callbacks.ipynb #3ce36bb6
-class Watcher(Callback):
-    """The common half of callbacks that watch a result of each epoch; `.best`: the best value so far.
+class Watcher(CheckedWatcher, Callback):
+    """The common half of callbacks that watch a result of each epoch; `.best`: the best value so
+    far.
 
-    monitor: a name in `learn.results`, such as "valid_loss" or a metric's; mode: "min" or "max", where the name
-    does not tell; min_delta: what counts as better must be better by more than that.
+    monitor: a name in `learn.results`, such as "valid_loss" or a metric's; mode: "min" or "max",
+    where the name does not tell; min_delta: what counts as better must be better by more than that.
+    Raises `ValueError` for wrong arguments at once, and for a name that is no result after the
+    first epoch.
     """
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
-    def __init__(self, monitor="valid_loss", mode=None, min_delta=0.):
-        if not isinstance(monitor, str):
-            raise ValueError(f"{self!r}: monitor must be a result's name, such as 'valid_loss', not {monitor!r}. "
-                             "Give the others by name, as in patience=3.")
-        if mode is None:
-            known = {"loss": "min", "error": "min", "acc": "max"}
-            mode = next((mode for part, mode in known.items() if part in monitor), None)
-        if mode not in ("min", "max"):
-            raise ValueError(f"Is a smaller or a larger {monitor} better? Say mode='min' or mode='max'; got {mode!r}.")
-        if not min_delta >= 0: raise ValueError(f"min_delta must be at least 0, not {min_delta}.")
-        self.monitor, self.mode, self.min_delta, self.best = monitor, mode, min_delta, None
-
-    def has_news(self, learn):
-        "Is there a value of this epoch to look at? Not if it was cancelled, or the validation that gives it."
-        validated = learn.dls.valid is None or "valid_loss" in learn.results
-        return not learn.cancelled and (validated or self.monitor in learn.results)
-
     def improved(self, learn):
         "Is this epoch's value better than the best so far? Then it is the best now."
-        if self.monitor not in learn.results:
-            raise ValueError(f"{self!r} watches {self.monitor!r}, but an epoch's results are: "
-                             f"{', '.join(learn.results)}.")
-        value = learn.results[self.monitor]
-        gain = math.inf if self.best is None else (self.best - value) * (1 if self.mode == "min" else -1)
+        value = self.news(learn)
+        if self.best is None: gain = math.inf
+        else: gain = self.best - value if self.mode == "min" else value - self.best
         if math.isnan(value) or not gain > self.min_delta: return False
         self.best = value
         return True
 
-
+# %% ../nbs/07_callbacks.ipynb #e7c41b02
 class EarlyStopping(Watcher):
-    "Ends the fit when `patience` epochs one after the other brought nothing better (Prechelt, 1998)."
+    """Ends the fit when `patience` epochs one after the other brought nothing better (Prechelt,
+    1998).
+
+    The others as in `Watcher`; the best is that of one fit.
+    """
     def __init__(self, monitor="valid_loss", patience=3, mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
         self.patience, self.waited = positive_int("patience", patience), 0
@@ -168,187 +103,121 @@ class EarlyStopping(Watcher):
         self.waited = 0 if self.improved(learn) else self.waited + 1
         if self.waited < self.patience: return
         best = "never a number" if self.best is None else f"{self.best:.4g}"
-        print(f"EarlyStopping: {self.monitor} was best {self.waited} epochs ago ({best}); "
-              "stopped after epoch "
-              f"{learn.epochs_done}.")
+        ago = f"{self.waited} epoch{'s' if self.waited > 1 else ''} ago"
+        print(f"EarlyStopping: {self.monitor} was best {ago} ({best}); "
+              f"stopped after epoch {learn.epochs_done}.")
         raise CancelFitException
 
 # %% ../nbs/07_callbacks.ipynb #e058436c
 Learner.save, Learner.load = save, load
 
 # %% ../nbs/07_callbacks.ipynb #c6d7354c
-class SaveBest(Watcher):
-    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to it.
+class SaveBest(RemembersLearner, Watcher):
+    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to
+    it.
 
-    The best is that of all fits of a learner; with another learner it begins anew, and writes over the file.
+    path: of the file; the others as in `Watcher`. The best is that of all fits of a learner; with
+    another learner it begins anew, and writes over the file.
     """
+    @checked(path=a_path)
     def __init__(self, path, monitor="valid_loss", mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
-        self.path, self.learner = Path(path), None
+        self.path = Path(path)
 
     def before_fit(self, learn):
-        if self.learner is None or self.learner() is not learn: self.best, self.learner = None, weakref.ref(learn)
+        if self.is_new(learn): self.best = None
 
     def after_epoch(self, learn):
         if self.has_news(learn) and self.improved(learn): learn.save(self.path)
 
-
+# %% ../nbs/07_callbacks.ipynb #e7c41b03
 class CSVLogger(Callback):
-    """Writes a line of results for each epoch to a CSV file, at once, so that a crash loses nothing.
+    """Writes a line of results for each epoch to a CSV file, at once, so that a crash loses
+    nothing.
 
-    The cells of a validation that was cancelled stay empty.
-
-    append: go on with a file that is there; without it, such a file is refused (`FileExistsError`), not overwritten.
+    path: of the file; append: go on with one that is there. Without it, such a file is refused
+    (`FileExistsError`), not overwritten, and one with other columns in any case (`ValueError`). The
+    cells of a cancelled validation stay empty.
     """
     run_after, in_lr_find = (TerminateOnNaN,), False
 
-    def __init__(self, path, append=False):
-        self.path, self.append = Path(path), append
+    @checked(path=a_path)
+    def __init__(self, path, append=False): self.file = CSVFile(Path(path), append)
 
-    def before_fit(self, learn):
-        if self.path.exists() and not self.append:
-            raise FileExistsError(f"{self.path} is there already. Name another file, or say CSVLogger(path, "
-                                  "append=True).")
-        self.append = True  # the next fit goes on with this one's file
+    def before_fit(self, learn): self.file.open(["epoch", *learn.result_names, "seconds"])
 
     def before_epoch(self, learn): self.began = time.perf_counter()
 
     def after_epoch(self, learn):
         if learn.cancelled: return
-        row = {"epoch": learn.epochs_done, **dict.fromkeys(learn.result_names, ""), **learn.results,
-               "seconds": round(time.perf_counter() - self.began, 3)}
-        written = self.path.read_bytes().decode() if self.path.exists() else ""
-        if written:
-            head = next(csv.reader(written.splitlines()))
-            if head != list(row): raise ValueError(f"{self.path} has the columns {head}, and this fit gives "
-                                                   f"{list(row)}.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if not written: writer.writeheader()
-            elif not written.endswith("\n"): file.write("\r\n")  # a crash cut the last line short
-            writer.writerow(row)
+        empty = dict.fromkeys(learn.result_names, "")
+        seconds = round(time.perf_counter() - self.began, 3)
+        self.file.add({"epoch": learn.epochs_done, **empty, **learn.results, "seconds": seconds})
 
 # %% ../nbs/07_callbacks.ipynb #1aeb9a9b
-def _parameters(learn): return [p for group in learn.opt.param_groups for p in group["params"] if p.grad is not None]
+class GradientAccumulation(WaitingBatches, Callback):
+    """Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their
+    samples.
 
-
-class GradientAccumulation(Callback):
-    "Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their samples."
+    Raises `ValueError` unless n_batches is a whole number, at least 1.
+    """
     def __init__(self, n_batches):
         self.n_batches = positive_int("n_batches", n_batches)
         self.before_train(None)
 
-    def before_train(self, learn): self.n_waiting, self.n_samples, self.divided, self.at_the_end = 0, 0, False, False
-
-    def before_batch(self, learn): self.mean = None
-
     def before_backward(self, learn):
         self.mean = learn.loss
-        learn.loss = learn.loss * batch_size(learn.yb)
-
-    def after_backward(self, learn):
-        if self.mean is None: return  # somebody cancelled before it was our turn
-        learn.loss = self.mean  # what recorders shall see
-        if learn.cancelled: return
-        self.n_waiting, self.n_samples = self.n_waiting + 1, self.n_samples + batch_size(learn.yb)
+        learn.loss = learn.loss * batch_size(learn.yb)  # so that what adds up are sums over samples
 
     def before_step(self, learn):
-        last = self.at_the_end or learn.iter + 1 == learn.n_iter
-        if self.n_waiting < self.n_batches and not last: raise CancelStepException
-        for p in _parameters(learn): p.grad.div_(self.n_samples)
+        if not self.is_due(learn): raise CancelStepException
+        for p in parameters_with_grad(learn.opt): p.grad.div_(self.n_samples)
         self.divided = True
 
-    def after_cancel_step(self, learn):
-        if self.divided:  # somebody else cancels it: a sum again, that goes on waiting
-            for p in _parameters(learn): p.grad.mul_(self.n_samples)
-        self.divided = False
-
-    def after_step(self, learn):
-        if self.divided: self.n_waiting = self.n_samples = 0
-        self.divided = False
-
-    def after_batch(self, learn):
-        if learn.cancelled and learn.has_grad: self.n_waiting = self.n_samples = 0  # the loop drops all gradients
-
-    def after_train(self, learn):
-        "If the last batch was cancelled, or never came, some still wait."
-        cancelled, self.at_the_end = learn.cancelled, True
-        if self.n_waiting and (cancelled is None or isinstance(cancelled, CancelTrainException)):
-            try: learn.step()
-            finally: learn.cancelled = cancelled
-        self.before_train(learn)
-
-
+# %% ../nbs/07_callbacks.ipynb #e7c41b04
 class GradientClip(Callback):
-    """Limits the gradient before each step: its norm over all parameters (Pascanu et al., 2013), or each entry.
+    """Limits the gradient before each step: its norm over all parameters (Pascanu et al., 2013), or
+    each entry.
 
-    max_norm, max_value: give one of them. `.norm`: the last norm before clipping, a tensor.
+    max_norm, max_value: give one of them, above 0. `.norm`: the last norm before clipping, a
+    tensor.
     """
     run_after = (GradientAccumulation,)
 
+    @checked(max_norm=finite, max_value=finite)
     def __init__(self, max_norm=None, max_value=None):
         limit = max_norm if max_value is None else max_value
         if (max_norm is None) == (max_value is None) or not limit > 0:
-            raise ValueError(f"GradientClip needs either max_norm or max_value, above 0; got {max_norm} and "
-                             f"{max_value}.")
+            raise ValueError("GradientClip needs either max_norm or max_value, above 0; "
+                             f"got {max_norm} and {max_value}.")
         self.max_norm, self.max_value, self.norm = max_norm, max_value, None
 
     def before_step(self, learn):
-        if self.max_norm is None: nn.utils.clip_grad_value_(_parameters(learn), self.max_value)
-        else: self.norm = nn.utils.clip_grad_norm_(_parameters(learn), self.max_norm)
+        parameters = parameters_with_grad(learn.opt)
+        if self.max_norm is None: nn.utils.clip_grad_value_(parameters, self.max_value)
+        else: self.norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 # %% ../nbs/07_callbacks.ipynb #bbea4fbe
-class ActivationStats(Callback):
+class ActivationStats(LayerStatistics, Callback):
     """Mean, standard deviation, share near zero and histogram of layers' outputs in training.
 
-    layers: module -> whether it is watched, by default the activation functions, without any the layers with weights;
-    near_zero: what counts as such; span, n_bins: of the histograms; every: only each so many batches.
-    `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays `[batches]`, "hist" `[batches, n_bins]`.
+    layers: module -> whether it is watched, by default the activation functions, without any the
+    layers with weights; near_zero: what counts as such; span, n_bins: of the histograms; every:
+    only each so many batches. `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays
+    `[batches]`, "hist" `[batches, n_bins]`; `.plot()` shows them. Raises `ValueError` for a model
+    without such layers.
     """
     in_lr_find = False
 
-    def __init__(self, layers=None, near_zero=.05, span=(-7, 7), n_bins=40, every=1):
-        if layers is not None and (not callable(layers) or inspect.isclass(layers)):
-            raise ValueError("layers must be a function, module -> whether it is watched, such as "
-                             f"lambda module: isinstance(module, nn.ReLU); got {layers!r:.80}.")
-        self.layers, self.near_zero, self.span, self.n_bins = layers, near_zero, span, n_bins
-        self.every, self.hooks, self.kept, self.learn = positive_int("every", every), [], {}, None
-
     def before_fit(self, learn):
-        leaves = {name: module for name, module in learn.model.named_modules() if not list(module.children())}
-        chosen = self.layers or (lambda module: type(module).__module__ == "torch.nn.modules.activation")
-        named = {name: module for name, module in leaves.items() if chosen(module)}
-        if not named and self.layers is None: named = {name: m for name, m in leaves.items() if list(m.parameters())}
-        if not named: raise ValueError("ActivationStats: no layer of this model is one that `layers` picks.")
-        self.learn = learn
-        for name, module in named.items():
-            self.kept.setdefault(f"{name} {type(module).__name__}".strip(), [])
-            self.hooks.append(module.register_forward_hook(self._hook(f"{name} {type(module).__name__}".strip())))
+        for name, module in self.watched(learn.model).items():
+            rows = self.kept.setdefault(name, [])
+            self.hooks.append(module.register_forward_hook(partial(self.look, learn, rows)))
 
-    def _hook(self, name):
-        def keep(module, inputs, output):
-            if not self.learn.training or self.learn.train_iter % self.every: return
-            if not isinstance(output, torch.Tensor): return
-            x = output.detach().float()
-            moments = torch.stack([x.mean(), x.std(correction=0), (x.abs() < self.near_zero).float().mean()])
-            self.kept[name].append((moments, torch.histc(x, self.n_bins, *self.span)))
-        return keep
+    def look(self, learn, rows, module, inputs, output):
+        if not learn.training or learn.train_iter % self.every: return
+        if isinstance(output, torch.Tensor): rows.append(self.measure(output.detach().float()))
 
     def after_fit(self, learn):
         for hook in self.hooks: hook.remove()
-        self.hooks, self.learn = [], None
-
-    @property
-    def stats(self):
-        stats = {}
-        for name, rows in self.kept.items():
-            if not rows: continue
-            moments, hist = (torch.stack(column).cpu().double().numpy() for column in zip(*rows))
-            stats[name] = {"mean": moments[:, 0], "std": moments[:, 1], "near_zero": moments[:, 2], "hist": hist}
-        return stats
-
-    def plot(self):
-        "The three numbers of each layer by batch."
-        from course_lib.support.curves import plot_activation_stats
-        plot_activation_stats(self.stats)
+        self.hooks = []

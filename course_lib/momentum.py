@@ -14,7 +14,7 @@ import torch
 
 from .sgd import Optimizer, sgd_step
 from .support.checks import check_hyper
-from .support.optimizer import add_scaled, lerp_towards, state_zeros
+from .support.optimizer import add_scaled, is_zero, lerp_towards, plus_scaled, state_zeros
 
 # %% ../nbs/03_momentum.ipynb #40830545
 def average_grad_dampened(p, grad, state, *, beta=.9):
@@ -64,17 +64,12 @@ def nesterov_step(p, grad, state, *, lr, beta=.9):
     """Nesterov's momentum (1983), in the form of Bengio, Boulanger-Lewandowski & Pascanu (2013):
     p ← p − lr · (grad + beta · grad_avg), after `average_grad`.
     """
-    ahead = grad.clone()
-    add_scaled(ahead, state["grad_avg"], beta)
-    add_scaled(p, ahead, -lr)
+    add_scaled(p, plus_scaled(grad, state["grad_avg"], beta), -lr)
 
 # %% ../nbs/03_momentum.ipynb #ac66219e
 def l2_reg(p, grad, state, *, weight_decay=0.):
     "L2 regularization: the steppers that follow see grad + weight_decay · p."
-    if isinstance(weight_decay, torch.Tensor) or weight_decay:
-        grad = grad.clone()
-        add_scaled(grad, p, weight_decay)
-        return grad
+    if not is_zero(weight_decay): return plus_scaled(grad, p, weight_decay)
 
 
 def SGD(params, lr=1e-3, momentum=0, weight_decay=0, nesterov=False):
@@ -83,7 +78,7 @@ def SGD(params, lr=1e-3, momentum=0, weight_decay=0, nesterov=False):
     momentum is the hyperparameter `beta` of groups and schedules; with momentum=0 there is none.
     """
     hypers, beta = {"lr": lr, "weight_decay": weight_decay}, check_hyper("beta", momentum, "momentum")
-    if not isinstance(beta, torch.Tensor) and beta == 0:
+    if is_zero(beta):
         if nesterov: raise ValueError("Nesterov's momentum needs a momentum above 0, for example momentum=0.9.")
         return Optimizer(params, [l2_reg, sgd_step], **hypers)
     step = nesterov_step if nesterov else momentum_step

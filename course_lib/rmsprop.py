@@ -11,14 +11,12 @@ import torch
 from .momentum import l2_reg
 from .sgd import Optimizer
 from .support.checks import check_hyper
-from .support.optimizer import add_ratio, lerp_towards, state_zeros
+from .support.optimizer import add_ratio, average_squares, state_zeros
 
 # %% ../nbs/04_rmsprop.ipynb #0583b6f2
 def average_sqr_grad(p, grad, state, *, sqr_beta=.99):
     "The exponentially weighted average of the squared gradients: avg ← sqr_beta · avg + (1 − sqr_beta) · grad²."
-    average = state_zeros(p, state, "sqr_avg")
-    if isinstance(sqr_beta, torch.Tensor): lerp_towards(average, grad.square(), 1 - sqr_beta)
-    else: average.mul_(sqr_beta).addcmul_(grad, grad, value=1 - sqr_beta)
+    average_squares(state_zeros(p, state, "sqr_avg"), grad, sqr_beta)
 
 
 def rms_prop_step(p, grad, state, *, lr, eps=1e-8):

@@ -6,12 +6,15 @@
 __all__ = ['small_net', 'batches', 'accuracy_of', 'sgd_step', 'Optimizer', 'train_small_net', 'descend']
 
 # %% ../nbs/02_sgd.ipynb #ec4d59c5
+from itertools import chain, islice, repeat
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .data import TensorLoader
-from .support.optimizer import CheckedOptimizer, add_scaled, per_model
+from .support.checks import whole_number
+from .support.optimizer import CheckedOptimizer, add_scaled, loss_of
 
 # %% ../nbs/02_sgd.ipynb #a2aa8572
 def small_net(device="cpu", seed=0):
@@ -25,18 +28,13 @@ def small_net(device="cpu", seed=0):
 def batches(loader, n, seed=1, batch_size=64):
     "The first n batches of a `TensorLoader`'s images, epoch after epoch, in an order that the seed fixes."
     shuffled = TensorLoader(loader.x, loader.y, batch_size, shuffle=True, drop_last=True, seed=seed)
-    if not len(shuffled): raise ValueError(f"{len(loader.y)} images do not fill a batch of {batch_size}.")
-    while True:
-        for batch in shuffled:
-            if n == 0: return
-            n -= 1
-            yield batch
+    return islice(chain.from_iterable(repeat(shuffled)), whole_number("n", n, at_least=0))
 
 
 @torch.no_grad()
 def accuracy_of(model, loader):
     "The share of a loader's images that the model gets right."
-    return (sum((model(xb).argmax(1) == yb).sum() for xb, yb in loader) / len(loader.y)).item()
+    return torch.cat([model(xb).argmax(1) == yb for xb, yb in loader]).float().mean().item()
 
 # %% ../nbs/02_sgd.ipynb #41ddeab3
 def sgd_step(p, grad, state, *, lr):
@@ -51,32 +49,19 @@ class Optimizer(CheckedOptimizer):
     steppers: functions `stepper(p, grad, state, *, lr, …)`, called in this order for each parameter that has
     a gradient. A stepper changes `p` and its `state` (a dict for that parameter) in place and returns nothing,
     or the gradient that the steppers after it shall see.
-    hypers: values for their keyword-only arguments;
-    a tensor `[N]` gives each of the N models along the parameters' first axis its own (torch's schedulers
-    turn numbers and tensors without an axis, OneCycleLR with `cycle_momentum=False`).
+    hypers: values for their keyword-only arguments; a tensor `[N]` gives each of the N models along the
+    parameters' first axis its own (torch's schedulers turn numbers and tensors without an axis).
     Raises `ValueError` for a hyperparameter that is missing, unknown or out of range,
     and for parameters that cannot be stepped.
     """
     @torch.no_grad()
     def step(self, closure=None):
         "One step for every parameter that has a gradient; returns what `closure` returned."
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(): loss = closure()
-        for group in self.param_groups:
-            shaped = {}  # a tensor [N] as [N, 1, …], made once for each number of axes
-            for p in group["params"]:
-                grad = p.grad
-                if grad is None: continue
-                if grad.layout is not torch.strided:
-                    raise ValueError("Sparse gradients are not supported: use nn.Embedding(sparse=False).")
-                if p.ndim not in shaped:
-                    shaped[p.ndim] = [{name: per_model(group[name], p.ndim) for name in named}
-                                      for named in self._hypers]
-                state = self.state[p]
-                for stepper, hypers in zip(self.steppers, shaped[p.ndim]):
-                    passed_on = stepper(p, grad, state, **hypers)
-                    if passed_on is not None: grad = passed_on
+        loss = loss_of(closure)
+        for p, grad, state, hypers in self.parameters_to_step():
+            for stepper, values in zip(self.steppers, hypers):
+                passed_on = stepper(p, grad, state, **values)
+                if passed_on is not None: grad = passed_on
         return loss
 
 # %% ../nbs/02_sgd.ipynb #6e0d203a

@@ -9,6 +9,8 @@ __all__ = ['mlp_preds', 'Ensemble', 'Sweep', 'sweep', 'mlp']
 import torch
 from torch import nn
 
+from .support.arguments import a_function, a_loader, a_module, checked
+from .support.checks import whole_number
 from .support.ensemble import EnsembleBase, SweepBase, is_mlp, isolated, losses_of_all, set_hypers
 
 # %% ../nbs/09_sweeps.ipynb #607a0799
@@ -121,6 +123,8 @@ class Sweep(SweepBase):
         return (torch.where(good, logs, 0).sum(0) / good.sum(0)).exp()
 
 # %% ../nbs/09_sweeps.ipynb #34c1ba5f
+@checked(model=a_module, loss_func=a_function, opt_func=a_function, dl=a_loader, seed=whole_number,
+         on_step=a_function)
 def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, max_bytes=None):
     """Train one model for each point of a grid of hyperparameters, all at once, on the model's device.
 

@@ -1,4 +1,5 @@
 """Shared by all tests: a server on this machine that misbehaves on demand, and a small MNIST for it to serve."""
+import contextlib
 import gzip
 import hashlib
 import threading
@@ -8,6 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torchvision.datasets import MNIST
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` picks
+def pytest_collection_modifyitems(items):
+    "A test whose parameter `device` is cuda is marked `gpu`; its twin on the CPU `gpu_twin`. tools/gpu.py runs them."
+    def device(item): return getattr(item, "callspec", None) and str(item.callspec.params.get("device"))
+    on_gpu = {item.function for item in items if device(item) == "cuda"}
+    for item in items:
+        if device(item) == "cuda": item.add_marker("gpu")
+        elif device(item) == "cpu" and item.function in on_gpu: item.add_marker("gpu_twin")
 
 
 @pytest.fixture
@@ -48,7 +59,7 @@ class Mirror:
     "A mirror of MNIST on loopback; `fault` says how it misbehaves."
     def __init__(self, files):
         self.archives = {f"/{name}.gz": gzip.compress(data, mtime=0) for name, data in files.items()}
-        self.fault, self.requests, self.stopped = None, [], threading.Event()
+        self.fault, self.requests, self.sent, self.stopped = None, [], 0, threading.Event()
         mirror = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +76,7 @@ class Mirror:
         data = self.archives[request.path]
         if self.fault == "403": return request.send_error(403)
         if self.fault == "hang": return self.stopped.wait(20)
+        if self.fault in ("endless", "endless, as announced"): return self.go_on(request)
         if self.fault == "wrong bytes": data = b"<html>Please log in to the hotel's network.</html>"
         request.send_response(200)
         request.send_header("Content-Length", str(len(data)))
@@ -78,6 +90,16 @@ class Mirror:
             request.wfile.flush()
             self.stopped.wait(20)
         else: request.wfile.write(data[:len(data) // 2] if self.fault == "break off" else data)
+
+    def go_on(self, request, n_bytes=2 ** 26):
+        "Zeros until nobody listens, at most 64 MB: a test that fails shall not fill this machine's memory."
+        request.send_response(200)
+        if self.fault == "endless, as announced": request.send_header("Content-Length", str(2 ** 40))
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while self.sent < n_bytes and not self.stopped.is_set():
+                request.wfile.write(bytes(2 ** 16))
+                self.sent += 2 ** 16
 
     def close(self):
         self.stopped.set()

@@ -1,12 +1,19 @@
 """The callbacks against hand-written loops: saving and going on bit for bit, what is recorded and told, stopping,
 clipping, accumulating, watching layers."""
+import copy
 import csv
+import gc
+import html
+import inspect
 import json
 import math
 import os
+import pickle
 import random
+import re
 import subprocess
 import sys
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,22 +23,24 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torch.optim import lr_scheduler
 
-import course_lib.callbacks
 from course_lib.adam import Adam, AdamW, LAMB
 from course_lib.callbacks import (
     ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
-from course_lib.data import TensorLoader
+from course_lib.data import DataLoaders, TensorLoader
+from course_lib.figures.callbacks import ablation_explorer
 from course_lib.learner import (
     Callback, CancelBatchException, CancelEpochException, CancelStepException, CancelTrainException,
-    CancelValidateException, Learner, TerminateOnNaN)
+    CancelValidateException, Learner, TerminateOnNaN, accuracy)
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.learning_rate import LRScheduler, ParamScheduler, lin
-from tiny import data, loaders, seed, tiny_net
+from course_lib.support.saving import seal
+from tiny import data, loaders, seed, tiny_net, with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +90,7 @@ def state(learn):
     return flat({"model": dict(learn.model.state_dict()), "opt": learn.opt and learn.opt.state_dict(),
                  "lr": str(learn.lr), "epochs": learn.epochs_done,
                  "loader": [getattr(loader, "epoch", None), *generators],
+                 "grad mode": torch.is_grad_enabled(),
                  "random": [random.getstate(), {k: v.tolist() if isinstance(v, np.ndarray) else v
                                                 for k, v in np.random.get_state(legacy=False)["state"].items()},
                             torch.get_rng_state()]})
@@ -261,18 +271,139 @@ def damaged(tmp_path):
     yield "no notes", safetensors.torch.save(tensors)
     yield "other notes", safetensors.torch.save(tensors, {"format": "pt"})
     [(key, value)] = notes.items()
-    yield "no JSON", safetensors.torch.save(tensors, {key: value[:-5]})
-    yield "JSON, but no dict", safetensors.torch.save(tensors, {key: "[1, 2]"})
-    yield "JSON, but nothing in it", safetensors.torch.save(tensors, {key: "{}"})
-    yield "strange values", safetensors.torch.save(tensors, {key: '{"learner": 1, "lr": {"set": [1]}}'})
-    yield "strange values, none", safetensors.torch.save(tensors, {key: '{"learner": 1, "lr": {}}'})
+    yield "no JSON", crafted(tensors, value[:-5])
+    yield "JSON, but no dict", crafted(tensors, "[1, 2]")
+    yield "JSON, but nothing in it", crafted(tensors, "{}")
+    for strange in ({"set": [1]}, {}): yield "strange values", crafted(tensors, changed(value, lr=strange))
+    yield "deep", crafted(tensors, "[" * 100_000)
     for name in json.loads(value):
-        if name != "learner":
-            yield f"without {name}", safetensors.torch.save(
-                tensors, {key: json.dumps({k: v for k, v in json.loads(value).items() if k != name})})
+        rest = json.dumps({k: v for k, v in json.loads(value).items() if k != name})
+        yield f"without {name}", crafted(tensors, rest)
     lost = next(name for name in tensors if not name.startswith("model."))
-    yield "without a tensor of the optimizer", safetensors.torch.save({k: v for k, v in tensors.items() if k != lost},
-                                                                      {key: value})
+    yield "without a tensor of the optimizer", crafted({k: v for k, v in tensors.items() if k != lost}, value)
+
+
+def crafted(tensors, notes): return seal(safetensors.torch.save(tensors, {"learner": notes}))
+
+
+def changed(notes, **values): return json.dumps({**json.loads(notes), **values})
+
+
+def test_a_flipped_bit_anywhere_in_the_file_is_refused(tmp_path):
+    whole, learn, path = whole_file(tmp_path, opt="Adam"), learner(opt="Adam"), tmp_path / "flipped"
+    learn.load(tmp_path / "good")
+    before, accepted = state(learn), []
+    for bit in {*range(0, 8 * 64, 3), *range(0, 8 * len(whole), 181)}:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try: learn.load(path)
+        except ValueError as error: assert str(path) in str(error)
+        else: accepted.append(bit)
+    assert not accepted
+    assert_same(state(learn), before)
+
+
+@pytest.mark.parametrize("name, values", [
+    ("epochs_done", ["many", -1, 1.5, True, None, {"list": []}]), ("lr", ["fast", -1, True, {"slice": [None, None]}]),
+    ("random", [None, 1, {"dict": []}, {"dict": [["python", 1]]}]),
+    ("loaders", [None, 3, {"dict": [["train.epoch", "x"]]}, {"dict": [["train.epoch", None]]}]),
+    ("frozen", [None, 1, "all"]), ("extra", [None, "x"]), ("layout", [None, [], "x"]),
+    ("optimizer", [None, "x", {"dict": []}, {"dict": [["state", 1], ["param_groups", 2]]}]),
+    ("versions", [None, 1, {"dict": [["model", 3]]}, {"dict": [["model", {"dict": [["0", 3]]}]]}]),
+    ("learner", [0, 3, "2", None])])
+def test_notes_that_nobody_saved_are_refused_and_nothing_changes(name, values, tmp_path):
+    "With a right checksum: somebody wrote them."
+    whole_file(tmp_path, opt="Adam")
+    with safetensors.safe_open(tmp_path / "good", "pt") as file:
+        tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["learner"]
+    path = tmp_path / "crafted"
+    for fitted in (0, 2):
+        learn = learner(opt="Adam")
+        if fitted: learn.fit(fitted)
+        before = state(learn)
+        for value in values:
+            path.write_bytes(crafted(tensors, changed(notes, **{name: value})))
+            with pytest.raises(ValueError) as caught: learn.load(path)
+            assert str(path) in str(caught.value) or name == "loaders" and "kind of loader" in str(caught.value), value
+            assert_same(state(learn), before)
+    path.write_bytes(crafted(tensors, notes))
+    learn.load(path)  # so that it is these values
+
+
+def test_a_file_without_a_checksum_is_refused_in_words(tmp_path):
+    "As the first format was."
+    whole_file(tmp_path)
+    with safetensors.safe_open(tmp_path / "good", "pt") as file:
+        tensors, notes = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["learner"])
+    notes = {"learner": 1} | {name: value for name, value in notes.items() if name not in ("learner", "sha256")}
+    (tmp_path / "old").write_bytes(safetensors.torch.save(tensors, {"learner": json.dumps(notes)}))
+    with pytest.raises(ValueError, match="old.*has format 1, and this version of course_lib reads format 2"):
+        learner().load(tmp_path / "old")
+
+
+class EveryFunction:
+    def __contains__(self, name): return name != "_slotnames"  # of copyreg: it swallows whatever is raised
+
+
+@pytest.mark.parametrize("fitted", [0, 1])
+def test_ctrl_c_in_load_comes_out_and_changes_nothing(fitted, tmp_path):
+    "At the lines of load and of all that it calls, in torch and safetensors too."
+    whole_file(tmp_path, opt="Adam")
+    learn = learner(opt="Adam")
+    if fitted: learn.fit(fitted)
+    came = []
+
+    def attempt(at):
+        def work():
+            try: learn.load(tmp_path / "good")
+            except KeyboardInterrupt:
+                came.append(at)
+                raise
+        return with_ctrl_c(work, at, EveryFunction(), but="try: learn.load")
+    n = attempt(0)
+    assert n > 1000 and learn.epochs_done == 1
+    learn = learner(opt="Adam")
+    if fitted: learn.fit(fitted)
+    before = state(learn)
+    for at in sorted({*range(1, 80), *range(80, n, 67), *range(n - 80, n + 1)}):
+        if attempt(at) < at: break  # through: with what Python has remembered, it needs fewer lines than at first
+        assert came[-1:] == [at]
+        assert_same(state(learn), before)
+    assert at > .8 * n
+
+
+def test_a_model_that_reads_the_version_of_its_layers(tmp_path):
+    "torchvision's mnasnet refuses a state dict without one."
+    def make():
+        torch.manual_seed(0)
+        net, x = torchvision.models.mnasnet0_5(num_classes=2), torch.randn(2, 3, 32, 32)
+        return Learner(net, SimpleNamespace(train=[(x, torch.tensor([0, 1]))], valid=None), F.cross_entropy,
+                       OPTIMIZERS["SGD"])
+    first, second = make(), make()
+    first.fit(1)
+    first.save(tmp_path / "saved")
+    second.load(tmp_path / "saved")
+    for name, value in first.model.state_dict().items(): assert torch.equal(value, second.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("kind", ["a circle of links", "a folder", "inside of a file"])
+def test_a_file_that_is_there_and_cannot_be_read_is_not_called_missing(kind, tmp_path):
+    path = tmp_path / "saved"
+    if kind == "a circle of links": path.symlink_to(path)
+    if kind == "a folder": path.mkdir()
+    if kind == "inside of a file":
+        path.touch()
+        path = path / "saved"
+    with pytest.raises(OSError, match="saved") as caught: learner().load(path)
+    assert not isinstance(caught.value, FileNotFoundError) and "There is no file" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_one_may_not_read_is_not_called_missing(tmp_path):
+    whole_file(tmp_path)
+    (tmp_path / "good").chmod(0)
+    with pytest.raises(PermissionError, match="good"): learner().load(tmp_path / "good")
 
 
 def test_damaged_and_foreign_files_are_refused_and_nothing_changes(tmp_path):
@@ -512,6 +643,13 @@ def test_the_plots_run(valid, opt):
         with pytest.raises(ValueError, match="fit first"): plot()
 
 
+@pytest.mark.parametrize("smooth", [2, 1, -.1, math.nan])
+def test_losses_are_plotted_with_an_average_or_not_at_all(smooth):
+    recorder = fitted_recorder(plain())
+    with pytest.raises(ValueError, match="smooth must be at least 0 and below 1"): recorder.plot_loss(smooth)
+    recorder.plot_loss(0)
+
+
 def test_metrics_are_weighed_by_sample():
     def within(pred, y): return ((pred - y).abs() < .5).float().mean()
     recorder = Recorder()
@@ -577,7 +715,7 @@ class Screen:
 @pytest.fixture
 def screen(monkeypatch):
     screen = Screen()
-    monkeypatch.setattr(course_lib.callbacks, "in_notebook", lambda: True)
+    monkeypatch.setattr("course_lib.support.progress.in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", screen)
     return screen
 
@@ -714,6 +852,24 @@ def test_save_best_begins_anew_with_another_learner(tmp_path):
         assert_close(again.model, learn.model)
 
 
+@pytest.mark.parametrize("copied", [lambda learn: pickle.loads(pickle.dumps(learn)), copy.deepcopy])
+def test_a_learner_whose_best_was_saved_can_be_pickled_and_knows_it_afterwards(copied, tmp_path):
+    learn = plain(cbs=[Results(valid_loss=[1.]), SaveBest(tmp_path / "best")])
+    learn.fit(1)
+    before = (tmp_path / "best").read_bytes()
+    again = copied(learn)
+    again.cbs[0].series["valid_loss"] = [2.]
+    again.fit(1)
+    assert (tmp_path / "best").read_bytes() == before and again.cbs[1].best == 1.
+    again.cbs[0].series["valid_loss"] = [.5]
+    again.fit(1)
+    assert (tmp_path / "best").read_bytes() != before and learn.cbs[1].best == 1.
+    alone = pickle.loads(pickle.dumps(learn.cbs[1]))
+    other = plain(cbs=[Results(valid_loss=[3.]), alone])
+    other.fit(1)
+    assert alone.best == 3.
+
+
 def rows(path):
     with open(path, newline="") as file: return list(csv.DictReader(file))
 
@@ -748,6 +904,31 @@ def test_a_csv_file_that_is_there(tmp_path):
     (tmp_path / "empty.csv").touch()
     plain(cbs=[CSVLogger(tmp_path / "empty.csv", append=True)]).fit(1)
     assert len(rows(tmp_path / "empty.csv")) == 1
+
+
+@pytest.mark.parametrize("options", [{"valid": None}, {"metrics": [accuracy]}])
+def test_other_columns_are_refused_before_anything_is_trained(options, tmp_path):
+    path = tmp_path / "log.csv"
+    plain(cbs=[CSVLogger(path)]).fit(1)
+    before, learn = path.read_bytes(), plain(cbs=[CSVLogger(path, append=True)], **options)
+    weights = learn.model[0].weight.clone()
+    with pytest.raises(ValueError, match=r"log.csv has the columns \['epoch', 'train_loss', 'valid_loss', 'seconds'\]"):
+        learn.fit(1)
+    assert learn.train_iter == 0 and torch.equal(learn.model[0].weight, weights) and path.read_bytes() == before
+
+
+def test_a_column_that_a_callback_adds(tmp_path):
+    "goes on in the next fit, and a fit without it is told so before it begins."
+    class Norm(Callback):
+        run_before = (CSVLogger,)
+        def after_epoch(self, learn): learn.results["norm"] = 2.
+    path = tmp_path / "log.csv"
+    learn = plain(cbs=[Norm(), CSVLogger(path)])
+    for _ in range(2): learn.fit(1)
+    assert [row["norm"] for row in rows(path)] == ["2.0"] * 2
+    learn.metrics.append(accuracy)
+    with pytest.raises(ValueError, match="columns"): learn.fit(1)
+    assert learn.epochs_done == 2
 
 
 def test_a_crash_loses_no_row_and_the_file_goes_on(tmp_path):
@@ -1217,3 +1398,59 @@ def test_accumulation_that_never_began_has_nothing_to_say(exception):
     try: learn.fit(1)
     except KeyboardInterrupt as error: assert not any("And then" in note for note in error.__notes__)
     assert show.grads == []
+
+
+def small_images(n=640, n_valid=150):
+    "Random images, of which the mean tells the class, well enough for a net to learn something."
+    generator = torch.Generator().manual_seed(2)
+    y = torch.randint(10, (n + n_valid,), generator=generator)
+    x = torch.randn(len(y), 1, 28, 28, generator=generator) + y[:, None, None, None] / 4
+    return DataLoaders(TensorLoader(x[:n], y[:n], 64), TensorLoader(x[n:], y[n:], 100))
+
+
+def spoken(explorer): return html.unescape(re.sub("<[^>]*>", "", explorer._line.value))
+
+
+@pytest.fixture(scope="module")
+def ablating(): return ablation_explorer(small_images())
+
+
+@pytest.mark.parametrize("lr", [.01, .3, 10.])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_the_live_ablation_over_the_whole_range_of_its_controls(ablating, lr, clip, accumulate):
+    state = ablating.set(lr=lr, clip=clip, accumulate=accumulate)
+    assert (state["lr"], state["clip"], state["accumulate"], state["cbs"]) == (lr, clip, accumulate, clip + accumulate)
+    said = re.fullmatch(r"lr (\S+), (\d) callback(s?) in the list: loss (\S+) after (\d+) batch(es)?"
+                        r"(; there it became NaN and was stopped)?; (\d+)% of 150 validation images are right\.",
+                        spoken(ablating))
+    assert said, spoken(ablating)
+    rate, n, plural, loss, batch, _, stopped, percent = said.groups()
+    assert float(rate) == pytest.approx(lr, rel=5e-3) and int(n) == state["cbs"] and (plural == "") == (n == "1")
+    assert loss == f"{state['loss']:.2f}" and int(batch) == state["batch"] and bool(stopped) == (state["batch"] < 120)
+    assert int(percent) == round(100 * state["accuracy"]) and 0 <= state["accuracy"] <= 1
+
+
+def test_the_live_ablation_counts_in_words(ablating):
+    state = {**ablating.state, "cbs": 1, "batch": 1, "accuracy": math.nan}
+    assert "1 callback in" in ablating.words(state) and "after 1 batch." in ablating.words(state)
+
+
+def test_the_live_ablation_does_not_grow(ablating, monkeypatch):
+    "Runs of old lists are forgotten, and their recorders and learners with them, without a search for garbage."
+    alive = []
+
+    class Watched(Learner):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            alive.append(weakref.ref(self))
+    monkeypatch.setattr("course_lib.figures.callbacks.Learner", Watched)
+    monkeypatch.setattr(ablating.figure, "update", lambda: None)  # drawing takes most of the time
+    gc.collect()
+    gc.disable()
+    try:
+        for lr in (.02, .03, .04, .05, .06, .07): ablating.set(lr=lr)
+        assert len(alive) == 6 and sum(ref() is not None for ref in alive) <= 1
+    finally: gc.enable()
+    kept = inspect.getclosurevars(ablating.f).nonlocals
+    assert len(kept["earlier"]) == 4 and len(kept["reached"]) == 5

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from test_readme import EXAMPLES
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -21,7 +23,7 @@ def copy(tmp_path):
     "The parts of the project that an export touches."
     for name in ("nbs", "course_lib", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("pyproject.toml", "CITATION.cff"): shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
@@ -68,6 +70,7 @@ def test_the_address_stands_in_one_place(copy):
         assert "OWNER" not in text and "my.course" not in text
         json.loads(text)
     assert 'Repository = "https://github.com/someone/some-course"' in (copy / "pyproject.toml").read_text()
+    assert 'repository-code: "https://github.com/someone/some-course"\n' in (copy / "CITATION.cff").read_text()
     for wrong in ("somewhere", "https://github.com/a/b c", "https://example.com/a/b"):
         assert "Expected the form" in run("tools/notebooks.py", "address", wrong, cwd=copy).stderr
 
@@ -88,12 +91,26 @@ def test_the_wheel_works_outside_of_a_checkout(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     done = run("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    script = (f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import course_lib; "
-              "from course_lib.support.files import CHECKOUT, data_root; "
-              "from course_lib.support.glyphs import glyph_curves; "
-              "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); course_lib.glyph_backbone(); "
-              "glyph_curves(); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
-                          env={"HOME": str(tmp_path), "PATH": ""})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(tmp_path / "site")) and done.stdout.endswith("1248 the cache folder\n")
+    site = tmp_path / "site"
+    for folder in ("support", "figures"):
+        names = {module.name for module in (ROOT / "course_lib" / folder).glob("*.py")}
+        assert names == {module.name for module in (site / "course_lib" / folder).glob("*.py")}
+    check = ("import course_lib; from course_lib.support.files import CHECKOUT, data_root; "
+             "from course_lib.support.glyphs import glyph_curves; import course_lib.figures.sgd; "
+             "assert CHECKOUT is None; dls = course_lib.digits(device='cpu'); course_lib.glyph_backbone(); "
+             "glyph_curves(); print(course_lib.__file__, len(dls.train.x), data_root()[1])")
+    for script in (check, *EXAMPLES):
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                              env={"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        if script == check: assert done.stdout.startswith(str(site)) and done.stdout.endswith("1248 the cache folder\n")
+
+
+def test_the_wheel_holds_every_embedded_file():
+    "What is embedded is said in pyproject.toml; what lies in data/ and belongs to git is all of it."
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    embedded = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    files = {f"data/{path.name}" for path in (ROOT / "data").iterdir()
+             if path.suffix in (".npz", ".safetensors", ".json")}
+    assert set(embedded) == files
+    assert all(target == f"course_lib/embedded/{Path(source).name}" for source, target in embedded.items())

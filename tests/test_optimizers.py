@@ -16,14 +16,14 @@ from torch import nn
 
 import course_lib.figures.adam
 import course_lib.momentum
-from course_lib.adam import Adam, AdamW, LAMB, Lion, Muon, adam_step
+from course_lib.adam import Adam, AdamW, LAMB, Lion, Muon, adam_step, muon_step, weight_decay
 from course_lib.figures.adam import best_rates, race_explorer
 from course_lib.figures.landscapes import LANDSCAPES
 from course_lib.support.flat import flatten_parameters
 from course_lib.support.tensors import default_device
 from course_lib.figures.momentum import average_explorer, momentum_explorer, noisy_series
 from course_lib.momentum import (
-    SGD, average_grad, average_grad_dampened, best_momentum, momentum_factor, momentum_step, moving_average,
+    SGD, average_grad, average_grad_dampened, best_momentum, l2_reg, momentum_factor, momentum_step, moving_average,
     nesterov_step)
 from course_lib.figures.rmsprop import rmsprop_explorer
 from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step, rms_prop_step_eps_inside
@@ -120,6 +120,36 @@ def test_the_defaults_are_torchs(ours, theirs):
     for name in ours: assert ours[name].default == theirs[name].default, name
 
 
+STEPPER_DEFAULTS = [  # stepper, its hyperparameter, torch's class and argument; pairs by index
+    (average_sqr_grad, "sqr_beta", torch.optim.RMSprop, "alpha"), (rms_prop_step, "eps", torch.optim.RMSprop, "eps"),
+    (adam_step, "beta", torch.optim.Adam, ("betas", 0)), (adam_step, "sqr_beta", torch.optim.Adam, ("betas", 1)),
+    (adam_step, "eps", torch.optim.Adam, "eps"), (l2_reg, "weight_decay", torch.optim.SGD, "weight_decay"),
+    (weight_decay, "weight_decay", torch.optim.AdamW, "weight_decay"),
+    (muon_step, "beta", torch.optim.Muon, "momentum"), (muon_step, "weight_decay", torch.optim.Muon, "weight_decay")]
+
+
+@pytest.mark.parametrize("stepper, name, theirs, argument", STEPPER_DEFAULTS)
+def test_the_steppers_defaults_are_torchs(stepper, name, theirs, argument):
+    argument, i = argument if isinstance(argument, tuple) else (argument, None)
+    default = inspect.signature(theirs).parameters[argument].default
+    assert inspect.signature(stepper).parameters[name].default == (default if i is None else default[i])
+
+
+def test_steppers_left_to_their_defaults_step_as_torch_does():
+    "At gradients as small as eps, and where nothing but the decay moves a weight."
+    tiny = lambda w, start, t: 1e-8 * start
+    [ours], [theirs] = (walk(make([nn.Parameter(torch.linspace(-1, 1, 7).double())]), 20, tiny) for make in (
+        lambda params: Optimizer(params, [average_sqr_grad, rms_prop_step], lr=.01),
+        lambda params: torch.optim.RMSprop(params, lr=.01)))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    [ours], [theirs] = (walk(make([nn.Parameter(torch.ones(3, 4).double())]), 20, lambda w, start, t: 0 * w)
+                        for make in (lambda params: Optimizer(params, [average_grad_dampened, muon_step], lr=.02,
+                                                              beta=.95),
+                                     lambda params: torch.optim.Muon(params, lr=.02)))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    assert (ours < .97).all()
+
+
 @everywhere
 @every_kind
 def test_groups_and_schedules_equal_torchs(kind, device, dtype):
@@ -198,6 +228,28 @@ def test_copies_of_adam_step_as_torchs_does(duplicate):
     [q] = twin.param_groups[0]["params"]
     for one in (p, q): torch.testing.assert_close(one, theirs, atol=1e-12, rtol=0)
     assert q is not p
+
+
+@pytest.mark.parametrize("count", [int, float, torch.tensor])
+def test_a_count_of_steps_may_be_a_plain_number(count):
+    "As in states of older versions of torch, which its own optimizers take too."
+    ours, theirs, results = net(), net(), []
+    for model, make in ((ours, Adam), (theirs, torch.optim.Adam)):
+        train(model, optimizer := make(model.parameters(), lr=.02), range(15))
+        state = copy.deepcopy(optimizer.state_dict())
+        for kept in state["state"].values(): kept["step"] = count(float(kept["step"]))
+        fresh = make(model.parameters(), lr=1.)
+        fresh.load_state_dict(state)
+        results.append(train(model, fresh, range(15, 30)))
+    assert_close(*results, 1e-10)
+
+
+@pytest.mark.parametrize("count", ["many", None, -1, math.nan, math.inf, True, [3]])
+def test_what_is_no_count_of_steps_is_named(count):
+    p = nn.Parameter(torch.ones(3))
+    walk(optimizer := Adam([p]), 1)
+    optimizer.state[p]["step"] = count
+    with pytest.raises(ValueError, match="'step' .* must be a number, finite and at least 0, not "): walk(optimizer, 1)
 
 
 def test_a_new_adam_knows_nothing_of_an_old_one():
@@ -303,6 +355,13 @@ def test_muon_steps_nothing_but_matrices(shape):
     p = nn.Parameter(torch.ones(shape))
     p.grad = torch.ones(shape)
     with pytest.raises(ValueError, match=rf"Muon.*matrices.*{re.escape(str(list(shape)))}"): Muon([p]).step()
+
+
+def test_muon_names_the_shape_that_a_parameter_has_in_each_model():
+    p = nn.Parameter(torch.ones(2, 4))  # a bias of two models
+    p.grad = torch.ones(2, 4)
+    with pytest.raises(ValueError, match=r"this parameter is \[4\] in each of 2 models"):
+        Muon([p], lr=torch.tensor([.1, .2])).step()
 
 
 # N models, each with its own values: kind -> factory, arguments that are the same for all,

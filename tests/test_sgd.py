@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from course_lib.data import TensorLoader
 from course_lib.support.tensors import default_device
 from course_lib.figures.landscapes import outcome
 from course_lib.figures.sgd import canyon_explorer, parabola_explorer
-from course_lib.sgd import Optimizer, descend, sgd_step
+from course_lib.sgd import Optimizer, accuracy_of, batches, descend, sgd_step
 from course_lib.support.optimizer import add_scaled
 
 
@@ -130,13 +131,181 @@ def test_copies_step_as_the_original_does(duplicate):
     (lambda s: s["param_groups"][0].update(momentum=.9), "another optimizer: it has momentum"),
     (lambda s: s["param_groups"][0].update(lr=math.nan), "lr must be finite"),
     (lambda s: s["param_groups"][0].update(lr=torch.tensor([.1, .2])), "2 values.*first axis of 2"),
-    (lambda s: s.pop("param_groups"), "no 'param_groups'"), (lambda s: s.pop("state"), "no 'state'")])
+    (lambda s: s.pop("param_groups"), "no 'param_groups'"), (lambda s: s.pop("state"), "no 'state'"),
+    (lambda s: s["param_groups"][0].update(lr_scale=.5), "it has lr_scale")])
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, message):
     optimizer = Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=.1)
     state = copy.deepcopy(optimizer.state_dict())
     damage(state)
     with pytest.raises(ValueError, match=message): optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["lr"] == .1 and optimizer.param_groups[0]["beta"] == .9
+
+
+@pytest.mark.parametrize("nothing", [None, [], [1], "state", 5])
+def test_what_is_no_state_is_refused(nothing):
+    optimizer = Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=.1)
+    with pytest.raises(ValueError, match="no optimizer's state"): optimizer.load_state_dict(nothing)
+
+
+def in_torchs_words(optimizer):
+    "The optimizer's state as it would be if its beta were called momentum."
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]: group["momentum"] = group.pop("beta")
+    return state
+
+
+def translate(optimizer, state):
+    "A hook that renames what another version wrote."
+    groups = [{("beta" if key == "momentum" else key): value for key, value in group.items()}
+              for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def test_a_hook_mends_a_state_before_it_is_checked():
+    optimizer, other = (Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=lr, beta=beta)
+                        for lr, beta in ((.2, .7), (.1, .9)))
+    with pytest.raises(ValueError, match="it lacks beta and it has momentum"):
+        other.load_state_dict(in_torchs_words(optimizer))
+    for _ in range(2):  # our own check has gone when the first load is over
+        hook = other.register_load_state_dict_pre_hook(translate)
+        other.load_state_dict(in_torchs_words(optimizer))
+        assert (other.param_groups[0]["lr"], other.param_groups[0]["beta"]) == (.2, .7)
+        hook.remove()
+    with pytest.raises(ValueError, match="it has momentum"): other.load_state_dict(in_torchs_words(optimizer))
+
+
+@pytest.mark.parametrize("prepend", [True, False])
+@pytest.mark.parametrize("wrong, message", [({"lr": math.nan}, "lr must be finite"), ({"bta": .9}, "it has bta"),
+                                            ({"lr": torch.tensor([.1, .2])}, "2 values.*first axis of 2")])
+def test_what_a_hook_sets_is_checked_before_anything_changes(wrong, message, prepend):
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    optimizer = Optimizer([p], [heavy_ball], lr=.1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: state["param_groups"][0].update(wrong), prepend)
+    with pytest.raises(ValueError, match=message): optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == .1 and optimizer.param_groups[0].keys() == state["param_groups"][0].keys()
+    assert torch.equal(optimizer.state[p]["average"], torch.ones(3))
+
+
+@pytest.mark.parametrize("params", [set, frozenset, lambda ps: [{"params": set(ps)}]])
+def test_a_set_of_parameters_is_refused(params):
+    with pytest.raises(TypeError, match="set.*order|order.*set"): Optimizer(params(WEIGHTS), [sgd_step], lr=.1)
+
+
+def test_a_group_says_which_of_its_keys_are_foreign():
+    "As timm's layer decay, whose scheduler sets lr to a rate times the group's `lr_scale`."
+    with pytest.raises(ValueError, match=r"Unknown hyperparameter 'lr_scale'.*foreign=\['lr_scale'\]"):
+        Optimizer([{"params": WEIGHTS, "lr_scale": .5}], [sgd_step], lr=.1)
+    with pytest.raises(ValueError, match="foreign must be a list"):
+        Optimizer([{"params": WEIGHTS, "lr_scale": .5, "foreign": "lr_scale"}], [sgd_step], lr=.1)
+    with pytest.raises(ValueError, match="Unknown hyperparameter 'lr_scal'"):
+        Optimizer([{"params": WEIGHTS, "lr_scal": .5, "foreign": ["lr_scale"]}], [sgd_step], lr=.1)
+    ends = []
+    for make, foreign in ((functools.partial(Optimizer, steppers=[sgd_step]), {"foreign": ["lr_scale"]}),
+                          (torch.optim.SGD, {})):
+        p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
+        optimizer = make([{"params": [p], "lr_scale": .5, **foreign}, {"params": [q], "lr_scale": 1., **foreign}],
+                         lr=1.)
+        for lr in (.3, .1):
+            for group in optimizer.param_groups: group["lr"] = lr * group["lr_scale"]
+            for one in (p, q): one.grad = torch.ones(2)
+            optimizer.step()
+        ends.append([p.detach(), q.detach()])
+    assert all(map(torch.equal, *ends)) and not torch.equal(*ends[0])
+
+
+def test_foreign_keys_are_saved_and_loaded():
+    with_key = Optimizer([{"params": WEIGHTS, "lr_scale": .5, "foreign": ["lr_scale"]}], [sgd_step], lr=.1)
+    plain = Optimizer([nn.Parameter(torch.zeros(3))], [sgd_step], lr=.2)
+    plain.load_state_dict(with_key.state_dict())
+    assert plain.param_groups[0]["lr_scale"] == .5 and plain.param_groups[0]["lr"] == .1
+
+
+CYCLES = {"OneCycleLR": functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1., total_steps=10),
+          "CyclicLR": functools.partial(torch.optim.lr_scheduler.CyclicLR, base_lr=.1, max_lr=1.)}
+
+
+@pytest.mark.parametrize("duplicate", [lambda optimizer: optimizer, copy.deepcopy,
+                                       lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+@pytest.mark.parametrize("cycle", CYCLES)
+def test_where_torchs_cycles_refuse_the_error_says_what_to_do(cycle, duplicate):
+    optimizer = duplicate(Optimizer([nn.Parameter(torch.zeros(3))], [heavy_ball], lr=.1))
+    with pytest.raises(ValueError, match="cycle_momentum=False"): CYCLES[cycle](optimizer)
+    CYCLES[cycle](optimizer, cycle_momentum=False)
+    assert "momentum" not in optimizer.defaults and "beta" in optimizer.defaults  # others may ask
+
+
+def test_a_hyperparameter_that_is_called_momentum_is_cycled():
+    def step(p, grad, state, *, lr, momentum=.9): pass
+
+    optimizer = Optimizer([nn.Parameter(torch.zeros(3))], [step], lr=.1)
+    CYCLES["OneCycleLR"](optimizer)
+    assert optimizer.param_groups[0]["momentum"] == .95  # its max_momentum
+
+
+def test_a_function_that_makes_an_optimizer_is_compiled():
+    def train_a_step(x, params, make):
+        optimizer = make(params)
+        for p in params: p.grad = x
+        optimizer.step()
+        return x + 1
+
+    ends = []
+    for make in (lambda params: Optimizer(params, [heavy_ball], lr=.1), lambda params: torch.optim.SGD(params, lr=.1)):
+        torch._dynamo.reset()
+        params = [nn.Parameter(torch.ones(3))]
+        assert torch.compile(train_a_step, backend="eager")(torch.ones(3), params, make).tolist() == [2.] * 3
+        ends.append(params[0].detach())
+    torch.testing.assert_close(*ends)
+
+
+def test_a_sparse_gradient_is_refused_before_anything_is_stepped():
+    first, table = nn.Parameter(torch.zeros(2)), nn.Embedding(5, 2, sparse=True)
+    first.grad = torch.ones(2)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="Sparse"): Optimizer([first, table.weight], [sgd_step], lr=.1).step()
+    assert first.tolist() == [0., 0.]
+
+
+def numbered(n=10, **options):
+    "n images, each with its number in every pixel; half of the targets are its number."
+    x = torch.arange(n).float()[:, None, None, None].expand(n, 1, 2, 2)
+    return TensorLoader(x, torch.where(torch.arange(n) % 2 == 0, torch.arange(n), 0), 4, **options)
+
+
+def its_number(xb): return nn.functional.one_hot(xb[:, 0, 0, 0].long(), 10).float()
+
+
+@pytest.mark.parametrize("wrong", [2.5, -1, -.5, math.nan, math.inf, "3", None])
+def test_a_number_of_batches_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"n must be a whole number, at least 0, not {wrong!r}"):
+        batches(numbered(), wrong, batch_size=4)
+
+
+def test_batches_go_on_epoch_after_epoch():
+    "As torch's DataLoader would, an epoch has as many batches as are full, and none of its images twice."
+    assert list(batches(numbered(), 0, batch_size=4)) == []
+    for n in (1, 2, 5):
+        drawn = [xb[:, 0, 0, 0].tolist() for xb, _ in batches(numbered(), n, batch_size=4)]
+        assert [len(batch) for batch in drawn] == [4] * n
+        for start in range(0, n, 2):
+            of_an_epoch = [x for batch in drawn[start:start + 2] for x in batch]
+            assert len(set(of_an_epoch)) == len(of_an_epoch)
+    assert drawn[:2] != drawn[2:4]
+    with pytest.raises(ValueError, match="10 items give no batch of 64"): batches(numbered(), 3)
+
+
+def test_accuracy_counts_the_images_that_it_has_seen():
+    "With drop_last, two of ten images are left out."
+    right = [True, False] * 5
+    right[0] = True
+    assert accuracy_of(its_number, numbered()) == pytest.approx(sum(right) / 10)
+    assert accuracy_of(its_number, numbered(drop_last=True)) == pytest.approx(sum(right[:8]) / 8)
+    assert accuracy_of(its_number, [(torch.ones(3, 1, 2, 2), torch.tensor([1, 1, 2]))]) == pytest.approx(2 / 3)
+    assert accuracy_of(lambda xb: torch.zeros(len(xb), 10), numbered(5)) == pytest.approx(3 / 5)
 
 
 def test_a_state_with_a_schedulers_notes_fits():

@@ -2,12 +2,14 @@
 
     python tools/notebooks.py export          write course_lib/ from nbs/
     python tools/notebooks.py check           fail if course_lib/ is not what nbs/ exports (changes nothing)
-    python tools/notebooks.py clean           drop volatile metadata, number the cells in order
+    python tools/notebooks.py clean           drop volatile metadata, number the cells, fold set-up, link chapters
     python tools/notebooks.py run 02 A1       execute chapters (all of them without a name) and save them cleaned
     python tools/notebooks.py address [URL]   write the repository's address into badges and Colab installs
 """
 import argparse
+import ast
 import difflib
+import hashlib
 import re
 import shutil
 import sys
@@ -21,6 +23,13 @@ from nbdev.clean import nbdev_clean
 from nbdev.doclinks import nbdev_export
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+FOLDED_TAGS = {"plot"}                              # an author's word that a cell's code may be folded
+STAYS_OPEN = {"exercise", "solution", "check"}      # what readers work in
+# A paragraph that is nothing but links to chapters: what `clean` writes, and so may replace.
+NAVIGATION = re.compile(r"(?m)^(?:← )?\[[^\]]+\]\(\w+\.ipynb\)(?: · \[[^\]]+\]\(\w+\.ipynb\))*(?: →)?$\n*")
+BADGE = re.compile(r"(?m)^\[!\[.*open-in-colab.*$")
+
 
 def chapters(root=ROOT, names=()):
     "The notebooks in reading order; `names` are beginnings such as `02` or `A1_live`."
@@ -71,8 +80,67 @@ def check():
     print(f"course_lib/ is what the notebooks export ({len(expected)} files).")
 
 
+def is_preparation(source, before_the_first_section):
+    """Does this cell only get things ready: the set-up, `default_exp`, imports?
+
+    Before the first section a cell that imports may also call and assign (`use_style()`, `dls = course_data()`), as
+    long as it defines nothing. Code that is exported counts only if it is nothing but imports: all else teaches.
+    """
+    if source.startswith(("# Set-up, the same in every chapter", "#| default_exp")): return True
+    try: body = compile(source, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT).body
+    except SyntaxError: return False                # a magic command
+    imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in body]
+    if not any(imports): return False
+    if all(imports): return True
+    simple = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign)
+    return before_the_first_section and not is_exported(source) and all(isinstance(node, simple) for node in body)
+
+
+def is_exported(source): return re.match(r"#\| *export", source) is not None
+
+
+def fold(nb):
+    "Fold preparations and cells tagged `plot`, in JupyterLab (`source_hidden`) and in pages (`hide-input`); no other."
+    in_head = True
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": in_head = in_head and not re.search(r"(?m)^## ", cell.source)
+        if cell.cell_type != "code": continue
+        tags = set(cell.metadata.get("tags", []))
+        folded = not tags & STAYS_OPEN and (is_preparation(cell.source, in_head)
+                                            or bool(tags & FOLDED_TAGS) and not is_exported(cell.source))
+        kept = [tag for tag in cell.metadata.pop("tags", []) if tag != "hide-input"]
+        cell.metadata.pop("jupyter", None)
+        if kept or folded: cell.metadata.tags = kept + ["hide-input"] * folded
+        if folded: cell.metadata.jupyter = {"source_hidden": True}
+
+
+def title(path):
+    "`02 Gradient descent`, from a notebook's first line."
+    return nbformat.read(path, as_version=4).cells[0].source.split("\n")[0].removeprefix("# ").replace(" ·", "", 1)
+
+
+def navigation(path):
+    "The line that leads from a chapter to the one before, to the map and to the next, in the order of the files."
+    paths = chapters(path.parent.parent)
+    at = paths.index(path)
+    links = [f"← [{title(paths[at - 1])}]({paths[at - 1].name})"] if at > 1 else []
+    if at: links.append(f"[Map]({paths[0].name})")
+    if at + 1 < len(paths): links.append(f"[{title(paths[at + 1])}]({paths[at + 1].name}) →")
+    return " · ".join(links)
+
+
+def link(nb, path):
+    "Write the line of navigation under the badge of the first cell and at the end of the last."
+    line, (head, tail) = navigation(path), (nb.cells[0], nb.cells[-1])
+    head.source = BADGE.sub(lambda badge: f"{badge[0]}\n\n{line}", NAVIGATION.sub("", head.source), count=1)
+    tail.source = f"{NAVIGATION.sub('', tail.source).rstrip()}\n\n{line}"
+
+
 def clean(paths):
-    "Metadata out, counts in: nbval wants cells with outputs numbered, nbdev's cleaning takes the numbers away."
+    """Metadata out, counts in: nbval wants cells with outputs numbered, nbdev's cleaning takes the numbers away.
+
+    A widget's id, which is drawn anew in each run and leads nowhere in a file, is made of its place instead.
+    """
     for path in paths:
         nbdev_clean.__wrapped__(fname=str(path))
         nb = nbformat.read(path, as_version=4)
@@ -82,9 +150,20 @@ def clean(paths):
         code = [cell for cell in nb.cells if cell.cell_type == "code" and cell.source.strip()]
         for number, cell in enumerate(code, 1):
             cell.execution_count = number
-            for output in cell.outputs:
+            for place, output in enumerate(cell.outputs):
                 if "execution_count" in output: output.execution_count = number
+                if WIDGET in output.get("data", {}):
+                    output.data[WIDGET]["model_id"] = hashlib.md5(f"{cell.id} {place}".encode()).hexdigest()
+        fold(nb)
+        link(nb, path)
         nbformat.write(nb, path)
+
+
+def retimed(source, seconds):
+    "A first cell with the time to run put right, if that has moved by more than a third: smaller moves are noise."
+    said = re.search(r"(?<=Time to run: )\d+(?= seconds)", source)
+    if not said or abs(seconds - int(said[0])) <= int(said[0]) / 3: return source
+    return f"{source[:said.start()]}{max(1, round(seconds))}{source[said.end():]}"
 
 
 def run(paths):
@@ -94,16 +173,16 @@ def run(paths):
         nb = nbformat.read(path, as_version=4)
         start = time.perf_counter()
         NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(path.parent)}},
-                       store_widget_state=False).execute()
+                       store_widget_state=False, record_timing=False).execute()
         seconds = time.perf_counter() - start
-        nb.cells[0].source = re.sub(r"(?<=Time to run: )\d+(?= seconds)", f"{seconds:.0f}", nb.cells[0].source)
+        nb.cells[0].source = retimed(nb.cells[0].source, seconds)
         nbformat.write(nb, path)
         clean([path])
         print(f"{path.name}: {seconds:.1f} s")
 
 
 def address(url=None, root=ROOT):
-    "Write the address into pyproject.toml if one is given, and from there into every notebook."
+    "Write the address into pyproject.toml if one is given, and from there into every notebook and CITATION.cff."
     project = root / "pyproject.toml"
     text = project.read_text()
     entry = re.compile(r'^Repository = "(https://github\.com/[\w.-]+/[\w.-]+)"$', re.MULTILINE)
@@ -114,12 +193,14 @@ def address(url=None, root=ROOT):
         project.write_text(text := entry.sub(f'Repository = "{url}"', text))
     url = entry.search(text)[1]
     slug = url.removeprefix("https://github.com/")
+    citation = root / "CITATION.cff"
+    citation.write_text(re.sub(r'(?m)^repository-code: .*$', f'repository-code: "{url}"', citation.read_text()))
     for path in chapters(root):
         source = path.read_text()
         changed = re.sub(r"(colab\.research\.google\.com/github/)[^/]+/[^/]+(/blob/main/)", rf"\g<1>{slug}\2", source)
         changed = re.sub(r"git\+https://github\.com/[\w.-]+/[\w.-]+", f"git+{url}", changed)
         if changed != source: path.write_text(changed)
-    print(f"Badges and Colab installs point at {url}.")
+    print(f"Badges, Colab installs and the citation point at {url}.")
 
 
 def main():

@@ -1,32 +1,36 @@
 """The live figures of the lesson `adam`."""
 import math
+from itertools import cycle
 
 import ipywidgets as widgets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ..adam import _adam, _adamw
+from ..adam import adam_steppers, adamw_steppers
 from ..momentum import average_grad, l2_reg, momentum_step
 from ..rmsprop import average_sqr_grad, rms_prop_step
 from ..sgd import Optimizer, descend, sgd_step
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
 from ..support.optimizer import hyperparameters
 from ..support.plots import COLORS, GHOST, INK, styled
 from .landscapes import LANDSCAPES
 
 CONTENDERS = {"SGD": [l2_reg, sgd_step], "momentum": [l2_reg, average_grad, momentum_step],
-              "RMSProp": [l2_reg, average_sqr_grad, rms_prop_step], "Adam": [l2_reg, *_adam], "AdamW": _adamw}
+              "RMSProp": [l2_reg, average_sqr_grad, rms_prop_step], "Adam": [l2_reg, *adam_steppers],
+              "AdamW": adamw_steppers}
 
 
-def run_race(landscape, rates, **hypers):
+def run_race(landscape, rates, contenders=CONTENDERS, **hypers):
     """The contenders' paths from a landscape's start: name -> `[n_steps + 1, 2]`.
 
     rates: name -> lr, or a tensor of n of them, all run in one call; the path is `[n_steps + 1, n, 2]` then.
+    contenders: name -> steppers.
     hypers: beta, sqr_beta, eps, weight_decay; each contender takes those that it knows.
     """
     hypers, paths = {"beta": .9, "sqr_beta": .99, "eps": 1e-8, "weight_decay": 0., **hypers}, {}
-    for name, steppers in CONTENDERS.items():
+    for name, steppers in contenders.items():
         known = {hyper for stepper in steppers for hyper in hyperparameters(stepper)}
         own = {hyper: value for hyper, value in hypers.items() if hyper in known}
         start = landscape.start.expand(*getattr(rates[name], "shape", ()), 2)
@@ -35,22 +39,22 @@ def run_race(landscape, rates, **hypers):
     return paths
 
 
-def best_rates(landscape, n=60):
+def best_rates(landscape, n=60, contenders=CONTENDERS):
     "Each contender's best of n rates: the lowest at the end, among those that never leave the picture. name -> lr"
     rates = torch.logspace(-4.5, .7, n, dtype=torch.float64)
-    paths = run_race(landscape, dict.fromkeys(CONTENDERS, rates))
+    paths = run_race(landscape, dict.fromkeys(contenders, rates), contenders)
     best = lambda path: torch.where(landscape.shows(path), landscape.height(path[-1]), math.inf).argmin()
     return {name: rates[best(path)].item() for name, path in paths.items()}
 
 
 class _RaceView:
     "The two panels of the race: paths on the landscape, heights by step."
-    def __init__(self, fig):
+    def __init__(self, fig, names):
         self.map_ax, self.height_ax = fig.subplots(1, 2, width_ratios=[1.25, 1])
+        looks = (("blue", "-", "o"), ("orange", "-", "s"), ("green", "-", "D"), ("pink", "-", "^"),
+                 ("amber", (0, (1, 2)), "v"), ("sky", "--", "P"))
         styles = {name: {"color": COLORS[color], "ls": ls, "marker": marker, "lw": 2, "ms": 4, "markevery": 10}
-                  for name, color, ls, marker in (("SGD", "blue", "-", "o"), ("momentum", "orange", "-", "s"),
-                                                  ("RMSProp", "green", "-", "D"), ("Adam", "pink", "-", "^"),
-                                                  ("AdamW", "amber", (0, (1, 2)), "v"))}
+                  for name, (color, ls, marker) in zip(names, cycle(looks))}
         end = {"ms": 12, "mec": "white", "ls": "", "markevery": 1, "zorder": 6}
         self.paths = {name: self.map_ax.plot([], [], **{**style, "lw": 1.3})[0] for name, style in styles.items()}
         self.ends = {name: self.map_ax.plot([], [], **{**style, **end})[0] for name, style in styles.items()}
@@ -83,25 +87,25 @@ class _RaceView:
 
 
 @styled
-def race_explorer():
+def race_explorer(contenders=CONTENDERS):
     """Five optimizers from one start: sliders for lr, beta, sqr_beta, eps and weight decay, a choice of landscapes.
 
-    lr multiplies each contender's own best rate there. Weight decay is L2 for all but AdamW, and pulls to (0, 0).
+    contenders: name -> steppers, to race others; lr multiplies each contender's own best rate there. Weight decay is L2 for all but AdamW, and pulls to (0, 0).
     `.state`: the controls; for each contender by name `lr`, `x`, `y`, `height` (above the lowest point; inf if it
     flew out), `longest_step`, `in_the_picture` (it never left the window); `leader`, the lowest at the end.
     """
     fig = Figure(figsize=(11, 4.4))
-    view, best, shown = _RaceView(fig), {}, None
+    view, best, shown = _RaceView(fig, contenders), {}, None
     live = LiveFigure(fig, view.artists,
-                      alt="Left: a landscape as contour lines, with the paths of SGD, momentum, RMSProp, Adam "
-                          "and AdamW from one start "
+                      alt="Left: a landscape as contour lines, with the paths of "
+                          f"{', '.join(contenders)} from one start "
                           "to, or towards, the lowest point, a star. Right: their heights above the lowest point "
                           "by step, logarithmic.")
 
     def race(landscape, lr, **hypers):
         nonlocal shown
         ground = LANDSCAPES[landscape]
-        if landscape not in best: best[landscape] = best_rates(ground)
+        if landscape not in best: best[landscape] = best_rates(ground, contenders=contenders)
         if landscape != shown:
             view.show_landscape(ground)
             live.invalidate()
@@ -109,7 +113,7 @@ def race_explorer():
         rates = {name: lr * rate for name, rate in best[landscape].items()}
         lowest = ground.height(torch.tensor(ground.lowest, dtype=torch.float64))
         state = {"landscape": landscape, "lr": lr, **hypers}
-        for name, path in run_race(ground, rates, **hypers).items():
+        for name, path in run_race(ground, rates, contenders, **hypers).items():
             path = path.nan_to_num(math.inf, posinf=math.inf, neginf=-math.inf)
             height = (ground.height(path) - lowest).nan_to_num(math.inf, posinf=math.inf)
             view.draw(name, path, height)
@@ -117,12 +121,12 @@ def race_explorer():
             state[name] = {"lr": rates[name], "x": x, "y": y, "height": height[-1].item(),
                            "longest_step": steps.nan_to_num(math.inf, posinf=math.inf).max().item(),
                            "in_the_picture": ground.shows(path).item()}
-        return {**state, "leader": min(CONTENDERS, key=lambda name: state[name]["height"])}
+        return {**state, "leader": min(contenders, key=lambda name: state[name]["height"])}
 
     def words(s):
         said = lambda height: f"{height:.1g}" if height < 1e7 else "flew out"
-        ranked = sorted(CONTENDERS, key=lambda name: s[name]["height"])
-        return f"After {LANDSCAPES[s['landscape']].n_steps} steps, lowest first: " + "; ".join(
+        ranked = sorted(contenders, key=lambda name: s[name]["height"])
+        return f"After {counted(LANDSCAPES[s['landscape']].n_steps, 'step')}, lowest first: " + "; ".join(
             f"{name} {said(s[name]['height'])} (lr {s[name]['lr']:.2g})" for name in ranked) + "."
 
     return explore(race, live, words=words,

@@ -1,5 +1,6 @@
 """The live figures of the lesson `callbacks`."""
 import math
+from collections import deque
 
 import ipywidgets as widgets
 import numpy as np
@@ -43,7 +44,7 @@ def ablation_explorer(dls, n_train=8_000):
     live = LiveFigure(fig, [*ghosts, curve, *bars, *texts],
                       alt="Left: the training loss by batch for the ticked list of callbacks, earlier runs in grey. "
                           "Right: the validation accuracy of the last five lists.")
-    earlier, reached = [], []
+    earlier, reached = deque(maxlen=len(ghosts)), deque(maxlen=len(bars))
     valid = TensorLoader(dls.valid.x[:1000], dls.valid.y[:1000], 500)
 
     def run(lr, clip, accumulate):
@@ -51,20 +52,15 @@ def ablation_explorer(dls, n_train=8_000):
         learn = Learner(small_net(train.x.device), DataLoaders(TensorLoader(train.x, train.y, 64, shuffle=True), valid),
                         nn.functional.cross_entropy, lambda params: SGD(params, momentum=.9), lr, metrics=[accuracy])
         recorder = Recorder()
-        for ghost, losses in zip(ghosts, earlier[::-1]): ghost.set_data(range(len(losses)), losses)
+        for ghost, losses in zip(ghosts, reversed(earlier)): ghost.set_data(range(len(losses)), losses)
         settings = {"lr": lr, "clip": clip, "accumulate": accumulate, "cbs": len(cbs), "n_batches": n_batches}
 
-        def fit(report):
-            class Reporter(Callback):
-                run_after = (Recorder,)
-                def after_batch(self, learn):
-                    if learn.training and learn.train_iter % 5 == 0: report(recorder.losses)
-            learn.fit(n_epochs, cbs=[recorder, TerminateQuietly(), Reporter(), *cbs])
+        def fit(report): learn.fit(n_epochs, cbs=[recorder, TerminateQuietly(), Reporter(recorder, report), *cbs])
 
         for losses in in_turns(fit): yield draw(losses, settings)
         value = learn.validate()["accuracy"]
         label = " + ".join(name for name, on in (("clipping", clip), ("accumulation", accumulate)) if on) or "nothing"
-        reached.insert(0, (f"{label}, lr {lr:.2g}: {value:.0%}", 100 * value))
+        reached.appendleft((f"{label}, lr {lr:.2g}: {value:.0%}", 100 * value))
         for bar, text, (words, percent) in zip(bars, texts, reached):
             bar.set_width(percent)
             text.set_text(words)
@@ -81,15 +77,26 @@ def ablation_explorer(dls, n_train=8_000):
         through, end = not math.isnan(s["accuracy"]), ""
         if through and s["batch"] < n_batches: end += "; there it became NaN and was stopped"
         if through: end += f"; {s['accuracy']:.0%} of {len(valid.y):,} validation images are right"
-        return (f"lr {s['lr']:.3g}, {s['cbs']} callbacks in the list: loss {s['loss']:.2f} "
-                f"after {s['batch']} batches{end}.")
+        return (f"lr {s['lr']:.3g}, {s['cbs']} callback{'' if s['cbs'] == 1 else 's'} in the list: loss {s['loss']:.2f} "
+                f"after {s['batch']} batch{'' if s['batch'] == 1 else 'es'}{end}.")
 
     return explore(run, live, words=words,
                    caption="Live figure. Each tick trains a network anew, with the callbacks that are ticked. "
                            "Up to which rate does it train with clipping, and without?",
-                   lr=widgets.FloatLogSlider(.5, base=10, min=-2, max=1, step=.05, readout_format=".3g"),
-                   clip=widgets.Checkbox(True, description="clip the gradient's norm to 0.5", indent=False),
-                   accumulate=widgets.Checkbox(False, description="accumulate 2 batches", indent=False))
+                   lr=widgets.FloatLogSlider(.5, base=10, min=-2, max=1, step=.05, readout_format=".3g",
+                                             layout=widgets.Layout(width="250px")),
+                   clip=widgets.Checkbox(True, description="clip the norm to 0.5", indent=False,
+                                         layout=widgets.Layout(width="180px")),
+                   accumulate=widgets.Checkbox(False, description="accumulate 2 batches", indent=False,
+                                               layout=widgets.Layout(width="180px")))
+
+
+class Reporter(Callback):
+    "Tells every few batches what a recorder has."
+    run_after = (Recorder,)
+    def __init__(self, recorder, report): self.recorder, self.report = recorder, report
+    def after_batch(self, learn):
+        if learn.training and learn.train_iter % 5 == 0: self.report(self.recorder.losses)
 
 
 class TerminateQuietly(TerminateOnNaN):

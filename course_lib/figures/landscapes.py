@@ -12,7 +12,8 @@ def outcome(path):
     start, end = np.abs(path[0]), path[-1]
     if not np.isfinite(end).all() or (np.abs(end) > start * (1 + 1e-9)).any(): return "flies out"
     if np.linalg.norm(end) < .01 * np.linalg.norm(start): return "lands"
-    farthest = path[len(path) // 2:, np.abs(end).argmax()]  # the direction in which most is left, in the second half
+    second_half = path[min(len(path) // 2, len(path) - 2):]
+    farthest = second_half[:, np.abs(end).argmax()]  # the direction in which most is left
     changes = (farthest[1:] * farthest[:-1] < 0).mean()
     return "crawls" if changes == 0 else "hops" if changes > .9 else "swings"
 
@@ -20,6 +21,14 @@ def outcome(path):
 def finite_path(path):
     "A path as numbers that can be drawn: what flew out farther than 1e300 stays there."
     return np.nan_to_num(path.numpy(), nan=1e300, posinf=1e300, neginf=-1e300)
+
+
+def multiplies(path, factors):
+    "Does each step multiply the distances by these factors? path `[n_steps + 1, directions]`, to a billionth."
+    before, after = path[:-1], path[1:]
+    seen = np.abs(after) < 1e300  # where `finite_path` has cut nothing
+    with np.errstate(over="ignore"): same = np.abs(after - before * factors) <= 1e-9 * np.abs(before)
+    return bool(same[seen].all())
 
 
 class CanyonView:

@@ -66,24 +66,19 @@ def finder_explorer(learn):
 
     def words(s):
         if not s["done"]: return f"Batch {s['n_points']} of {s['num_it']}: lr {s['lr']:.2g}, loss {s['loss']:.2f}."
-        if math.isnan(s["valley"]): return f"After {s['n_points']} batches there is nothing to suggest."
-        return f"After {s['n_points']} batches: " + ", ".join(f"{name.replace('_', ' ')} {s[name]:.2g}"
+        after = f"After {s['n_points']} batch{'' if s['n_points'] == 1 else 'es'}"
+        if math.isnan(s["valley"]): return f"{after} there is nothing to suggest."
+        return f"{after}: " + ", ".join(f"{name.replace('_', ' ')} {s[name]:.2g}"
                                                               for name in SUGGESTION_MARKS) + "."
 
-    return explore(search,
-                   live,
-                   words=words,
+    width = widgets.Layout(width="240px")
+    return explore(search, live, words=words,
                    caption="Live figure. Each move searches anew, with a real network. With less smoothing, "
-                   "where do the marks go?",
-                   end_lr=widgets.FloatLogSlider(10,
-                                                 base=10,
-                                                 min=-1,
-                                                 max=1,
-                                                 step=.1,
-                                                 description="end lr",
-                                                 readout_format=".2g"),
-                   num_it=widgets.IntSlider(100, min=10, max=300, step=10, description="batches"),
-                   smooth=widgets.FloatSlider(.98, min=0, max=.99, step=.01))
+                           "where do the marks go?",
+                   end_lr=widgets.FloatLogSlider(10, base=10, min=-1, max=1, step=.1, description="end lr",
+                                                 readout_format=".2g", layout=width),
+                   num_it=widgets.IntSlider(100, min=10, max=300, step=10, description="batches", layout=width),
+                   smooth=widgets.FloatSlider(.98, min=0, max=.99, step=.01, layout=width))
 
 
 @styled
@@ -119,7 +114,7 @@ def one_cycle_explorer(dls, n_batches=240):
                           "by constant rates.")
     train_x, train_y = dls.train.x[:n_batches * 64], dls.train.y[:n_batches * 64]
     valid = TensorLoader(dls.valid.x[:1000], dls.valid.y[:1000], 500)
-    tried, constants = {}, {}
+    tried, constants = {}, {}  # by peak; the last few, or they would grow with every move
 
     def learner():
         train = TensorLoader(train_x, train_y, 64, shuffle=True, drop_last=True)
@@ -153,25 +148,27 @@ def one_cycle_explorer(dls, n_batches=240):
         progress = np.linspace(0, 1, n_batches)
         rate.set_data(range(n_batches), [schedule(p) for p in progress])
         now.set_data([], [])
+        show_constant(constants[peak][1] if peak in constants else [])
         settings, recorder, plain = {"peak": peak, "pct_start": pct_start, "shape": shape}, Recorder(), Recorder()
         fitting = fit(schedule, recorder)
         reached = yield from _while_showing(fitting, lambda: draw(recorder, settings))
-        tried[peak] = 100 * reached
+        _remember(tried, peak, 100 * reached)
         if peak not in constants:
-            constant_curve.set_data([], [])
             fitting = fit(const(peak), plain)
             reached_too = yield from _while_showing(fitting, lambda: draw(recorder, settings, plain))
-            constants[peak] = reached_too, plain.losses
-        constant_curve.set_data(range(len(constants[peak][1])), _drawable(constants[peak][1]))
+            _remember(constants, peak, (reached_too, plain.losses))
+        show_constant(constants[peak][1])
         others.set_data(list(constants), [100 * value for value, _ in constants.values()])
         dots.set_data(list(tried), list(tried.values()))
         now.set_data([peak], [tried[peak]])
         yield draw(recorder, settings) | {"accuracy": reached, "constant_accuracy": constants[peak][0]}
 
+    def show_constant(losses): constant_curve.set_data(range(len(losses)), _drawable(losses))
+
     def draw(recorder, settings, plain=None):
         losses = recorder.losses
         curve.set_data(range(len(losses)), _drawable(losses))
-        if plain: constant_curve.set_data(range(len(plain.losses)), _drawable(plain.losses))
+        if plain: show_constant(plain.losses)
         at.set_data([len(losses)], recorder.lrs[-1:]) if len(losses) else at.set_data([], [])
         loss = float(losses[-20:].mean()) if len(losses) else math.nan
         return {**settings, "batch": len(losses), "loss": loss, "accuracy": math.nan, "constant_accuracy": math.nan,
@@ -188,12 +185,22 @@ def one_cycle_explorer(dls, n_batches=240):
                    caption="Live figure. Each move trains a network on real digits with the one-cycle that you "
                            "drew, and for each new peak once "
                            "more at a constant rate, in grey.",
-                   peak=widgets.FloatLogSlider(.1, base=10, min=-3, max=1, step=.05, readout_format=".3g"),
-                   pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up share"),
-                   shape=widgets.Dropdown(options=["cosine", "linear"], value="cosine"))
+                   peak=widgets.FloatLogSlider(.1, base=10, min=-3, max=1, step=.05, readout_format=".3g",
+                                               layout=widgets.Layout(width="240px")),
+                   pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up share",
+                                                 layout=widgets.Layout(width="280px")),
+                   shape=widgets.Dropdown(options=["cosine", "linear"], value="cosine",
+                                          layout=widgets.Layout(width="150px")))
 
 
-def _drawable(losses): return np.nan_to_num(losses, nan=1e3, posinf=1e3).clip(max=1e3)
+def _remember(dictionary, key, value, n=24):
+    "Put it last, and forget what is older than the last n."
+    dictionary.pop(key, None)
+    dictionary[key] = value
+    while len(dictionary) > n: del dictionary[next(iter(dictionary))]
+
+
+def _drawable(losses): return np.nan_to_num(np.asarray(losses, dtype=float), nan=1e3, posinf=1e3).clip(max=1e3)
 
 
 def _while_showing(fitting, state):

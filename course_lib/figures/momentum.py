@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..momentum import SGD, average_grad, best_momentum, momentum_factor, momentum_step, moving_average
 from ..sgd import Optimizer, descend
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
 from ..support.plots import COLORS, GHOST, INK, LABEL_BOX, styled
 from .landscapes import CanyonView, outcome
@@ -19,6 +20,9 @@ def noisy_series(n=120, noise=.5, seed=0):
     "A slow wave and the same wave with noise of that standard deviation: two tensors `[n]`, float64."
     wave = 1 + torch.sin(torch.linspace(0, 2.2 * math.pi, n, dtype=torch.float64))
     return wave, wave + noise * torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _points(memory): return f"{memory:.3g} {'point' if f'{memory:.3g}' == '1' else 'points'}"
 
 
 @styled
@@ -55,7 +59,7 @@ def average_explorer(n=120):
         weights.set_data(back, beta ** back)
         x = min(1 / (1 - beta), 58)
         memory.set_xdata([x, x])
-        memory_text.set(text=f" memory: {1 / (1 - beta):.3g} points ", x=x, ha="left" if x < 25 else "right")
+        memory_text.set(text=f" memory: {_points(1 / (1 - beta))} ", x=x, ha="left" if x < 25 else "right")
         error = lambda series: (series - truth).square().mean().sqrt().item()
         return {"beta": beta, "noise": noise, "corrected": corrected, "memory": 1 / (1 - beta),
                 "first": averaged[0].item(), "error": error(averaged), "point_error": error(points)}
@@ -63,7 +67,7 @@ def average_explorer(n=120):
     def words(s):
         judged = ("better than the points themselves" if s["error"] < s["point_error"] else
                   "worse than the points themselves")
-        return (f"beta {s['beta']:.3g} remembers about {s['memory']:.3g} points. It is off by {s['error']:.2f}, "
+        return (f"beta {s['beta']:.3g} remembers about {_points(s['memory'])}. It is off by {s['error']:.2f}, "
                 f"{judged} ({s['point_error']:.2f}); its first value is {s['first']:.2f}.")
 
     return explore(average_of, live, words=words,
@@ -72,6 +76,14 @@ def average_explorer(n=120):
                    beta=widgets.FloatSlider(.9, min=0, max=.99, step=.01),
                    noise=widgets.FloatSlider(.5, min=0, max=1, step=.05),
                    corrected=widgets.Checkbox(False, description="bias correction", indent=False))
+
+
+def _is_heavy_ball(steppers, start, lr=.1, beta=.7, n_steps=5):
+    "Do these steppers step as heavy ball does, w[t + 1] = w[t] − lr · slope + beta · (w[t] − w[t − 1])?"
+    path = descend(start, lambda w: w, lambda params: Optimizer(params, steppers, lr=lr, beta=beta), n_steps)
+    steps = path.diff(dim=0)
+    velocities = torch.cat([torch.zeros_like(steps[:1]), steps[:-1]])
+    return torch.allclose(steps, beta * velocities - lr * path[:-1], rtol=1e-9, atol=1e-12)
 
 
 class _PairMap:
@@ -87,7 +99,7 @@ class _PairMap:
         bar = fig.colorbar(self.picture, ax=ax, ticks=[-10, -5, 0], extend="max")
         bar.set_label("share of the distance left")
         bar.set_ticklabels(["$10^{-10}$", "$10^{-5}$", "1"])
-        ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title=f"What each pair leaves after {n_steps} steps")
+        ax.set(xlabel="learning rate", ylabel="beta", ylim=(0, 1), title=f"What each pair leaves after {counted(n_steps, 'step')}")
         ax.set_xticks([-2, -1, 0], ["0.01", "0.1", "1"])
         ax.grid(False)
         [self.border] = ax.plot([], [], color=COLORS["orange"], ls="-", lw=2.5)
@@ -125,7 +137,7 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
     distances = [distance_ax.plot([], [], color=COLORS[c], marker=m, ls="-", ms=4, lw=1, label=n)[0]
                  for n, c, m in (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))]
     [theory] = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")
-    known = tuple(steppers) == (average_grad, momentum_step)
+    known = _is_heavy_ball(steppers, start)
     for line in (theory, pairs.border, pairs.best): line.set_visible(known)
     distance_ax.legend(handles=[*distances, *([theory] if known else [])], loc="upper right")
     live = LiveFigure(fig, [*view.artists, *distances, theory, *pairs.artists],
@@ -156,7 +168,7 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
 
     def words(s):
         return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left "
-                f"after {n_steps} steps. "
+                f"after {counted(n_steps, 'step')}. "
                 + f"Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
                   f"largest stable rate {s['largest_stable_lr']:.3g}; "
                   f"best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}." * known)

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from ..momentum import SGD
 from ..rmsprop import average_sqr_grad, rms_prop_step
 from ..sgd import Optimizer, descend
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
-from ..support.plots import COLORS, GHOST, INK, styled
+from ..support.plots import COLORS, GHOST, INK, LABEL_BOX, styled
 from .landscapes import outcome
 
 
@@ -34,7 +35,9 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
                     xlim=(0, n_steps), title="How far to go?")
     rate_ax.set(xlabel="step", ylabel="rate of that direction", yscale="log", ylim=(1e-5, 1e3), xlim=(0, n_steps),
                 title="To each its own rate")
-    path_ax.plot(*sgd.T, color=GHOST, ls="-", lw=.2, marker=".", ms=2)
+    every = 21  # an odd number of steps apart it is on the other wall again; all its lines would be one grey area
+    path_ax.plot(*sgd[::every].T, color=GHOST, ls="-", lw=1, marker=".", ms=6)
+    path_ax.text(start[0], -1.15, f"SGD, every {every}st step", color=INK, fontsize=11, va="top", bbox=LABEL_BOX)
     path_ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
     [trail] = path_ax.plot([], [], color=COLORS["blue"], ls="-", lw=1, marker="o", ms=4)
     [ball] = path_ax.plot([], [], color=COLORS["orange"], ls="", marker="o", ms=10, mec="white", zorder=5)
@@ -47,7 +50,7 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
     for ax in (distance_ax, rate_ax): ax.legend(loc="upper right")
     live = LiveFigure(fig, [trail, ball, *distances, *rates],
                       alt="Left: RMSProp's path where one axis is a thousand times as steep as the other, and in "
-                          "grey SGD's, which creeps. "
+                          "grey SGD's, which hops from wall to wall and creeps along. "
                           "Middle: the distance left along and across. Right: the rate that each direction gets; "
                           "they differ by the ratio of the gradients.")
 
@@ -71,7 +74,7 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
 
     def words(s):
         return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.1g}: "
-                f"after {n_steps} steps {s['left_along']:.2%} of the way along "
+                f"after {counted(n_steps, 'step')} {s['left_along']:.2%} of the way along "
                 f"and {s['left_across']:.2%} across are left (SGD: {s['sgd_left']:.0%} along). The first step was "
                 f"{s['first_step']:.3g} long.")
 

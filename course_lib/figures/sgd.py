@@ -1,5 +1,6 @@
 """The live figures of the lesson `sgd`."""
 import math
+from collections import deque
 
 import ipywidgets as widgets
 import numpy as np
@@ -8,9 +9,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from ..sgd import Optimizer, batches, descend, sgd_step, small_net
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
 from ..support.plots import COLORS, GHOST, INK, LABEL_BOX, styled
-from .landscapes import CanyonView, finite_path, outcome
+from .landscapes import CanyonView, finite_path, multiplies, outcome
 
 
 class _RatePanels:
@@ -46,29 +48,32 @@ class _RatePanels:
         self.limit.set_xdata([limit, limit])
         left, right = self.factor_ax.bbox.intervalx
         in_the_left_half = self.factor_ax.transData.transform((limit, 0))[0] < (left + right) / 2
-        self.limit_text.set(text=f" 2 / {self.steepest} = {limit:.3g} ", x=limit,
+        self.limit_text.set(text=f" 2 / {self.steepest} \n = {limit:.3g} ", x=limit,
                             ha="left" if in_the_left_half else "right")
         resized = self.distance_ax.get_xlim()[1] != steps[-1]
         if resized: self.distance_ax.set_xlim(0, steps[-1])
         return resized
 
 
-def _plain_sgd(lr): return lambda params: Optimizer(params, [sgd_step], lr=lr)
+def plain_sgd(lr):
+    "lr -> (parameters -> optimizer): what the figures of this lesson take, unless they are given another."
+    return lambda params: Optimizer(params, [sgd_step], lr=lr)
 
 
 def _sentence(lr, outcome, steps, end, limit, *factors):
     "A valley's state in words; the factors only where each step has the same."
-    multiplies = f" Each step multiplies {', '.join(factors)}." if factors else ""
-    return f"lr {lr} {outcome}: after {steps} steps {end}.{multiplies} Largest stable rate of plain SGD: {limit:.3g}."
+    factors = f" Each step multiplies {', '.join(factors)}." if factors else ""
+    return (f"lr {lr} {outcome}: after {counted(steps, 'step')} {end}.{factors} "
+            f"Largest stable rate of plain SGD: {limit:.3g}.")
 
 
 @styled
-def parabola_explorer(opt_func=_plain_sgd):
+def parabola_explorer(opt_func=plain_sgd):
     """A ball on the parabola ½ · curvature · w², with sliders for learning rate, curvature and number of steps.
 
     opt_func: lr -> (parameters -> optimizer), by default plain SGD.
     `.state`: lr, curvature, n_steps, w and loss at the end, outcome; of plain SGD
-    `factor` (what one step multiplies w by) and `largest_stable_lr`.
+    `factor` (what one step multiplies w by) and `largest_stable_lr`; `as_plain_sgd` (did each step do that?).
     """
     fig = Figure(figsize=(11, 3.7))
     valley_ax, distance_ax, factor_ax = fig.subplots(1, 3)
@@ -100,10 +105,11 @@ def parabola_explorer(opt_func=_plain_sgd):
         if panels.draw(lr, [curvature], path[:, None]): live.invalidate()
         factor = 1 - lr * curvature
         return {"lr": lr, "curvature": curvature, "n_steps": n_steps, "w": end, "loss": loss, "factor": factor,
-                "largest_stable_lr": 2 / curvature, "outcome": outcome(path[:, None])}
+                "largest_stable_lr": 2 / curvature, "as_plain_sgd": multiplies(path[:, None], [factor]),
+                "outcome": outcome(path[:, None])}
 
     def words(s):
-        factors = [f"w by {s['factor']:.2f}"] if opt_func is _plain_sgd else []
+        factors = [f"w by {s['factor']:.2f}"] if s["as_plain_sgd"] else []
         end = f"w = {s['w']:.3g}"
         return _sentence(f"{s['lr']:.2f}", s["outcome"], s["n_steps"], end, s["largest_stable_lr"], *factors)
 
@@ -116,12 +122,13 @@ def parabola_explorer(opt_func=_plain_sgd):
 
 
 @styled
-def canyon_explorer(opt_func=_plain_sgd):
+def canyon_explorer(opt_func=plain_sgd):
     """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
 
     opt_func: lr -> (parameters -> optimizer), by default plain SGD.
     `.state`: lr, steepness, n_steps, x, y and loss at the end, outcome; of plain SGD
-    `factor_along`, `factor_across` (what one step multiplies x and y by) and `largest_stable_lr`.
+    `factor_along`, `factor_across` (what one step multiplies x and y by) and `largest_stable_lr`;
+    `as_plain_sgd` (did each step do that?).
     """
     fig = Figure(figsize=(11, 3.7))
     canyon_ax, distance_ax, factor_ax = fig.subplots(1, 3)
@@ -145,10 +152,10 @@ def canyon_explorer(opt_func=_plain_sgd):
         return {"lr": lr, "steepness": steepness, "n_steps": n_steps, "x": x, "y": y,
                 "loss": (x * x + steepness * y * y) / 2,
                 "factor_along": factors[0], "factor_across": factors[1], "largest_stable_lr": 2 / steepness,
-                "outcome": outcome(path)}
+                "as_plain_sgd": multiplies(path, factors), "outcome": outcome(path)}
 
     def words(s):
-        factors = [f"x by {s['factor_along']:.3f}", f"y by {s['factor_across']:.2f}"] if opt_func is _plain_sgd else []
+        factors = [f"x by {s['factor_along']:.3f}", f"y by {s['factor_across']:.2f}"] if s["as_plain_sgd"] else []
         end = f"x = {s['x']:.3g} and y = {s['y']:.3g}"
         return _sentence(f"{s['lr']:.3f}", s["outcome"], s["n_steps"], end, s["largest_stable_lr"], *factors)
 
@@ -161,7 +168,7 @@ def canyon_explorer(opt_func=_plain_sgd):
 
 
 @styled
-def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd, **controls):
+def digits_explorer(dls, n_steps=200, opt_func=plain_sgd, **controls):
     """A network 784-50-10 trained on digits at every move of the learning rate.
 
     dls: `DataLoaders` of `TensorLoader`s; opt_func: lr -> (parameters -> optimizer), called with the values
@@ -188,12 +195,12 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd, **controls):
                           "Right: the validation accuracy that each rate tried so far reached: "
                           "low for tiny rates, high over a wide range, then a cliff.")
     valid_x, valid_y = dls.valid.x[:1000], dls.valid.y[:1000]
-    tried, earlier = {}, []
+    tried, earlier = {}, deque(maxlen=5)
 
     def train(lr, **settings):
         model, losses = small_net(valid_x.device), []  # the same start for every rate
         optimizer = opt_func(lr, **settings)(model.parameters())
-        for ghost, losses_before in zip(ghosts, earlier[-5:]):
+        for ghost, losses_before in zip(ghosts, earlier):
             ghost.set_data(range(len(losses_before)), losses_before)
         now.set_data([], [])
         for xb, yb in batches(dls.train, n_steps):
@@ -227,7 +234,7 @@ def digits_explorer(dls, n_steps=200, opt_func=_plain_sgd, **controls):
         right = ("" if math.isnan(s["accuracy"]) else
                  f", and {s['accuracy']:.0%} of {len(valid_y):,} validation images are right")
         settings = "".join(f", {name.replace('_', ' ')} {s[name]:.3g}" for name in controls)
-        return f"lr {s['lr']:.3g}{settings}: after {s['step']} batches {end}{right}."
+        return f"lr {s['lr']:.3g}{settings}: after {counted(s['step'], 'batch')} {end}{right}."
 
     return explore(train, live, words=words,
                    caption="Live figure. Each move of the slider trains a network on real digits; "

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 
-def whole_number(name, value):
-    "`value` as an int; raises `ValueError` for what is not a whole number."
-    try: return operator.index(value)
-    except TypeError: raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
+def whole_number(name, value, at_least=None):
+    "`value` as an int; raises `ValueError` for what is not a whole number, or less than at_least."
+    try: whole = operator.index(value)
+    except TypeError: whole = None
+    if whole is None or at_least is not None and whole < at_least:
+        expected = "" if at_least is None else f", at least {at_least}"
+        raise ValueError(f"{name} must be a whole number{expected}, not {value!r}.")
+    return whole
 
 
 RANGES = {"lr": (0, math.inf), "beta": (0, 1), "sqr_beta": (0, 1), "slow_beta": (0, 1),  # low ≤ value < high
@@ -72,6 +76,11 @@ def as_list(name, values):
     "`values` as a list; `ValueError` for a single thing in its place."
     if hasattr(type(values), "__iter__") and not isinstance(values, str): return list(values)
     raise ValueError(f"{name} must be a list, not {shorten(values)}: write {name}=[…].")
+
+
+def counted(n, noun):
+    "`1 step`, `20 steps`: a number and what it counts."
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def check_function(name, function, example):

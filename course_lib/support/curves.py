@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from .plots import COLORS, GHOST, show, styled
+from .range_test import smoothed
 
 SUGGESTION_MARKS = {"minimum_over_10": ("orange", "o"), "steepest": ("green", "s"), "valley": ("pink", "D")}
 
@@ -11,10 +12,7 @@ SUGGESTION_MARKS = {"minimum_over_10": ("orange", "o"), "steepest": ("green", "s
 def plot_losses(losses, epochs, smooth):
     "Training loss by batch, its exponentially weighted average, and the validation loss after each epoch."
     if not len(losses): raise ValueError("Nothing is recorded yet: fit first.")
-    average, averaged = 0., []
-    for t, loss in enumerate(losses, 1):
-        average = smooth * average + (1 - smooth) * loss
-        averaged.append(average / (1 - smooth ** t))
+    averaged = smoothed(losses, smooth)
     fig, ax = plt.subplots()
     ax.plot(losses, color=GHOST, ls="-", lw=.8, alpha=.6, label="training, each batch")
     ax.plot(averaged, color=COLORS["blue"], ls="-", label="training, smoothed")

@@ -2,6 +2,9 @@
 import html
 import os
 import sys
+import time
+
+from .arguments import at_least_0, checked
 
 
 def in_notebook():
@@ -40,3 +43,40 @@ def show_table(handle, rows, progress, line):
     if handle is None: return display(bundle, raw=True, display_id=True)
     handle.update(bundle, raw=True)
     return handle
+
+
+class ProgressReport:
+    """What `Progress` inherits: the bar and the table of a fit in a notebook, lines elsewhere.
+
+    `.live`: is there a notebook to draw in? `.rows`: of the table, as texts; `.handle`: of the display, None before it.
+    """
+    @checked(refresh_s=at_least_0)
+    def __init__(self, refresh_s=.25): self.refresh_s, self.rows, self.handle, self.live = refresh_s, [], None, False
+
+    def start(self, learn):
+        self.rows, self.handle, self.live = [], None, in_notebook()
+        self.began = self.epoch_began = self.shown = time.perf_counter()
+        if self.live: self._draw(learn)
+
+    def start_epoch(self): self.epoch_began = time.perf_counter()
+
+    def refresh(self, learn):
+        if self.live and time.perf_counter() - self.shown > self.refresh_s: self._draw(learn)
+
+    def add_row(self, learn, row):
+        "row: name -> number, of a whole epoch; the time that it took is added."
+        self.rows.append(format_row(row) | {"time": f"{time.perf_counter() - self.epoch_began:.1f} s"})
+        if self.live: self._draw(learn)
+        else: print(" · ".join(f"{name} {text}" for name, text in self.rows[-1].items()), flush=True)
+
+    def end(self, learn):
+        if self.live and self.handle: self._draw(learn, ended=True)
+        if isinstance(learn.cancelled, KeyboardInterrupt):
+            print(f"Interrupted in {learn.where()}. The learner is usable: fit goes on with these weights.", flush=True)
+
+    def _draw(self, learn, ended=False):
+        loss = "" if learn.smooth_loss is None else f" · training loss {float(learn.smooth_loss):.4g}"
+        seconds = time.perf_counter() - self.began
+        line = None if ended else f"{learn.where()}{loss} · {seconds:.0f} s"
+        self.handle = show_table(self.handle, self.rows, learn.pct_train, line)
+        self.shown = time.perf_counter()

@@ -1,5 +1,120 @@
-"""What torch's schedulers are made for, and what will happen where they are stepped at the wrong place."""
+"""Schedules checked, and torch's schedulers: what they are made for, and what will happen at the wrong place."""
+import math
+import warnings
+from collections.abc import Mapping
+
+import torch
 from torch.optim import lr_scheduler
+
+from .arguments import a_text, checked, finite
+from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, as_list, check_hyper, positive_int
+from .learner import spread_lr
+from .optimizer import hyper_key, read_hyper, write_hyper
+
+
+def check_above_0(what, **values):
+    for name, value in values.items(): finite(name, value)
+    if not all(value > 0 for value in values.values()):
+        raise ValueError(f"{what} needs {' and '.join(values)} above 0, got {' and '.join(map(str, values.values()))}.")
+
+
+def check_share(name, share):
+    if not 0 <= finite(name, share) <= 1: raise ValueError(f"{name} is a share of the whole, from 0 to 1, not {share}.")
+
+
+def check_parts(shares, schedules):
+    "The arguments of `combine` as lists. Raises `ValueError` for wrong shares, `TypeError` for what is no schedule."
+    shares, schedules = as_list("shares", shares), as_list("schedules", schedules)
+    shares = [float(finite("shares", share)) for share in shares]
+    for schedule in schedules:
+        if not callable(schedule):
+            raise TypeError(f"combine joins functions of progress, but got {schedule!r}: write const({schedule!r}) for "
+                            "a value that stays.")
+    if len(shares) != len(schedules) or not shares:
+        raise ValueError(f"{len(shares)} shares for {len(schedules)} schedules: expected one each, and at least one.")
+    if not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"The shares must be at least 0 and add up to 1; {shares} add up to {sum(shares):g}.")
+    return shares, schedules
+
+
+@checked(mult=finite)
+def check_restarts(n_cycles, mult):
+    if not 0 < mult < math.inf: raise ValueError(f"mult, how much longer each cycle is than the one before, must be "
+                                                 f"above 0, not {mult}; 1 makes all equally long.")
+    return positive_int("n_cycles", n_cycles)
+
+
+class HyperSetter:
+    """What `Scheduler` inherits: two of them must not set the same hyperparameter, and after a fit it is put back.
+
+    names: of what is set; before: (group, name, value) of what is put back.
+    """
+    names, before = ("lr",), ()
+
+    def before_fit(self, learn):
+        for other in learn.fit_cbs:
+            both = set(self.names) & set(other.names) if isinstance(other, HyperSetter) and other is not self else ()
+            if both: raise ValueError(f"{self!r} and {other!r} would both set {', '.join(sorted(both))}: keep "
+                                      "one of them.")
+
+    def after_fit(self, learn):
+        for group, name, value in self.before: write_hyper(group, name, value)
+        self.before = ()
+
+
+def each_schedule(schedule, n=1):
+    "One for each of n groups."
+    return list(schedule) if isinstance(schedule, (list, tuple)) else [schedule] * n
+
+
+def check_schedules(schedules):
+    "The argument of `ParamScheduler` as a dict. Raises `TypeError` or `ValueError`."
+    if not isinstance(schedules, Mapping):
+        raise TypeError("ParamScheduler expects a dict from a hyperparameter's name to its schedule, for example "
+                        f"{{'lr': lin(0, 1)}}; got {schedules!r}.")
+    if not schedules: raise ValueError("ParamScheduler got no schedules, {}: there is nothing for it to set.")
+    for name, schedule in schedules.items():
+        if not (each := each_schedule(schedule)) or not all(map(callable, each)):
+            raise ValueError(f"{name}: a schedule is a function of progress, or a list of them; got {schedule!r}.")
+    return dict(schedules)
+
+
+def spread_schedules(schedules, groups):
+    "A list of (group, name, schedule). Raises `ValueError` for what the groups do not have, and for impossible values."
+    plan = []
+    for name, schedule in schedules.items():
+        for group in groups:
+            if hyper_key(group, name) is None:
+                near = FOREIGN_NAMES.get(name)
+                raise ValueError(f"The optimizer has no hyperparameter {name!r} to schedule"
+                                 f"{f' (did you mean {near!r}?)' if near else ''}; it has "
+                                 f"{', '.join(sorted(group.keys() - {'params'}))}.")
+        each = each_schedule(schedule, len(groups))
+        if len(each) != len(groups):
+            raise ValueError(f"{name}: {len(each)} schedules for {len(groups)} parameter groups.")
+        for f in each:
+            for progress in (0., 1.): check_hyper(name, f(progress))
+        plan += [(group, name, f) for group, f in zip(groups, each)]
+    return plan
+
+
+@checked(monitor=a_text)
+def check_stepping(make_scheduler, call_on, monitor):
+    "Raises `ValueError` for wrong arguments of `LRScheduler`."
+    if call_on not in ("after_batch", "after_epoch"):
+        raise ValueError(f"call_on is 'after_batch' or 'after_epoch', not {call_on!r}.")
+    if not callable(make_scheduler):
+        raise ValueError("make_scheduler is a function optimizer -> scheduler, for example "
+                         f"partial(StepLR, step_size=2); got {make_scheduler!r}.")
+
+
+def new_scheduler(make_scheduler, opt):
+    "A scheduler for an optimizer that may have had others before. Raises `ValueError` for what is none."
+    for group in opt.param_groups:
+        for key in SCHEDULER_KEYS: group.pop(key, None)  # what the scheduler of an earlier fit noted
+    scheduler = make_scheduler(opt)
+    if not hasattr(scheduler, "step"): raise ValueError(f"make_scheduler gave {scheduler!r}, which has no step().")
+    return scheduler
 
 
 def intended_steps(scheduler):
@@ -12,3 +127,91 @@ def intended_steps(scheduler):
         return round(1 / (1 - scheduler.gamma)) if 0 < scheduler.gamma < 1 else None
     for name in ("total_steps", "T_max", "T_0", "total_iters", "total_size", "step_size"):
         if length := getattr(scheduler, name, None): return max(1, round(length))
+
+
+def step_scheduler(scheduler, call_on, monitor, results):
+    "Step it; one that watches a result is told it, once there is one (`ValueError` if an epoch does not give it)."
+    if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau): scheduler.step()
+    elif monitor in results: scheduler.step(results[monitor])
+    elif call_on == "after_epoch":
+        raise ValueError(f"ReduceLROnPlateau watches {monitor!r}, but an epoch's results are: {', '.join(results)}.")
+
+
+def foreseen_rates(make_scheduler, rates, calls):
+    """The rates of the last group in so many steps, from a scheduler on a dummy; [] where that cannot be had.
+
+    rates: what the groups begin with.
+    """
+    try:
+        dummy = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates],
+                                momentum=.9)
+        scheduler, seen = make_scheduler(dummy), []
+        for _ in range(min(calls, 5000)):
+            seen.append(float(dummy.param_groups[-1]["lr"]))
+            dummy.step()
+            scheduler.step()
+        return seen
+    except Exception: return []
+
+
+def warn_if_misplaced(scheduler, make_scheduler, call_on, monitor, learn):
+    "Warn of a scheduler that the other place would fit better, and say what will happen."
+    per_batch, per_epoch = learn.n_epoch * learn.n_iter, learn.n_epoch
+    calls, other = (per_batch, per_epoch) if call_on == "after_batch" else (per_epoch, per_batch)
+    elsewhere = "after_epoch" if call_on == "after_batch" else "after_batch"
+    advice = f" With call_on={elsewhere!r} it would be stepped {other:,} times."
+    foresee = lambda: foreseen_rates(make_scheduler, [] if learn.lr is None else learn.rates(learn.lr), calls)
+    if said := misplaced(scheduler, call_on, monitor, calls, other, foresee):
+        warnings.warn(said + advice, stacklevel=3)
+
+
+def misplaced(scheduler, call_on, monitor, calls, other, foresee):
+    """What will happen if a scheduler is stepped at the wrong place, or None.
+
+    calls, other: how often it will be stepped, and how often at the other place; foresee: () -> its rates, or [].
+    """
+    name, length = type(scheduler).__name__, intended_steps(scheduler)
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        return None if call_on == "after_epoch" else (
+            f"{name} is stepped after each of {calls:,} batches, but gets a new {monitor} only after each epoch: "
+            "it counts every batch without news as a bad one, and cuts the rate again and again.")
+    if length is None or calls == other: return None
+    if isinstance(scheduler, lr_scheduler.OneCycleLR) and length < calls:
+        return (f"{name} is made for {length:,} steps and will be asked for {calls:,} (call_on={call_on!r}): "
+                f"PyTorch raises an error at step {length + 1:,}.")
+    nearer_to_other = abs(math.log(length / other)) < abs(math.log(length / calls))
+    if not nearer_to_other or (length > calls) != (call_on == "after_epoch"): return None
+    rates = foresee()
+    warms_up = isinstance(scheduler, (lr_scheduler.LinearLR, lr_scheduler.ConstantLR))  # over some batches
+    decays = isinstance(scheduler, (lr_scheduler.StepLR, lr_scheduler.MultiStepLR, lr_scheduler.ExponentialLR))
+    bearable = decays and rates and rates[-1] > 1e-6 * rates[0]
+    if call_on == "after_batch" and (warms_up or bearable): return None
+    course = (f" The rate will begin at {rates[0]:.3g}, end at {rates[-1]:.3g} and be {max(rates):.3g} at most."
+              if rates else "")
+    steps = f"about {length:,} steps" if length > 1 else "1 step"
+    return f"{name} is made for {steps} and will be stepped {calls:,} times in this fit (call_on={call_on!r}).{course}"
+
+
+def one_cycle_arguments(learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr):
+    """The arguments of `fit_one_cycle`, checked before anything changes -> n_epochs, max_lr, betas, cbs.
+
+    Raises `TypeError` for an lr, `RuntimeError` in the middle of a fit, `ValueError` for all else.
+    """
+    if lr is not None: raise TypeError(f"fit_one_cycle has no lr, since the rate moves: give its peak, max_lr={lr!r}.")
+    max_lr = learn.lr if max_lr is None else max_lr
+    if max_lr is None: raise ValueError("fit_one_cycle needs a peak: pass max_lr, or give the learner an lr.")
+    if learn.fit_cbs is not None: raise RuntimeError("fit_one_cycle cannot run in the middle of a fit.")
+    n_epochs, cbs = positive_int("n_epochs", n_epochs), as_list("cbs", cbs)
+    check_share("pct_start", pct_start)
+    check_above_0("fit_one_cycle", div=div, div_final=div_final)
+    spread_lr(max_lr, 1)
+    if betas is not None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 3:
+            raise ValueError(f"betas must be three: at the start, at the peak and at the end; got {betas!r}.")
+        betas = [check_hyper("beta", beta) for beta in betas]
+    return n_epochs, max_lr, betas, cbs
+
+
+def can_turn_beta(groups):
+    "Have all groups a beta (torch's SGD: one that is not 0)?"
+    return all(read_hyper(group, "beta") is not None and group.get("momentum") != 0 for group in groups)

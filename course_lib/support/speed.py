@@ -6,7 +6,6 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 FORMATS = {"float32": (torch.contiguous_format, None), "float32, channels last": (torch.channels_last, None),
            "bfloat16, channels last": (torch.channels_last, torch.bfloat16)}
@@ -38,6 +37,7 @@ def seconds_by_format(model, xb, yb, n_steps=8):
 
 def cost_per_image(model, shape, n=2):
     "Seconds on the model's device, and operations, of a forward and backward pass, by n random images of that shape."
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton: a twentieth of `import torch`
     x = torch.randn(n, *shape, device=(device := next(model.parameters()).device))
     model = copy.deepcopy(model)  # whose statistics and gradients nobody will miss
     with FlopCounterMode(display=False) as counter: model(x).sum().requires_grad_().backward()

@@ -1,9 +1,11 @@
 """The search that leaves no trace, against twins that never searched; schedules and one-cycle point by point against
 torch.optim.lr_scheduler."""
 import gc
+import html
 import inspect
 import math
 import random
+import re
 import sys
 import warnings
 import weakref
@@ -18,12 +20,13 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from course_lib.adam import Adam
-from course_lib.data import TensorLoader
+from course_lib.data import DataLoaders, TensorLoader
+from course_lib.figures.learning_rate import finder_explorer, one_cycle_explorer
 from course_lib.callbacks import (
     ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
 from course_lib.learner import Callback, CancelBatchException, CancelFitException, EVENTS, Learner, TerminateOnNaN
 from course_lib.momentum import SGD
-from course_lib.sgd import Optimizer, sgd_step
+from course_lib.sgd import Optimizer, sgd_step, small_net
 from course_lib.learning_rate import (
     LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts)
 from tiny import data, loaders, seed, tiny_net, with_ctrl_c
@@ -547,6 +550,15 @@ def test_any_course_can_be_drawn(losses):
         with pytest.raises(ValueError, match="never fell"): found.suggestions
 
 
+@pytest.mark.parametrize("smooth", [0., .5, .9, .98])
+@pytest.mark.parametrize("loss", [0., 1., 7., -1., 2.302585, 1e-30, 1e30])
+def test_a_flat_course_suggests_nothing(loss, smooth):
+    "Nor does what the average rounds."
+    found = LRFind(RATES[:50], np.full(50, loss), smooth)
+    with pytest.raises(ValueError, match="never fell"): found.suggestions
+    assert "never fell" in repr(found)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("loss", [0., 1., -1.])
 def test_a_flat_course_is_drawn_without_a_warning(loss): LRFind(RATES[:50], np.full(50, loss), smooth=0.).plot()
@@ -1033,6 +1045,20 @@ def test_bad_schedules_are_refused_at_the_fit_and_the_learner_can_go_on(opt, sch
                        for group in learn.opt.param_groups])
 
 
+@pytest.mark.parametrize("schedule", [lin(.1, .04), lambda progress: .1 if progress <= 1 else -1.])
+def test_a_schedule_is_asked_up_to_progress_1_and_no_further(schedule):
+    hypers = Hypers()
+    small(3, cbs=[ParamScheduler({"lr": schedule}), hypers]).fit(2)
+    assert set(hypers.lrs[-1]) == {schedule(1.)}
+
+
+@pytest.mark.parametrize("progress", [0., 1.])
+def test_a_schedule_that_is_impossible_at_an_end_is_refused_before_anything_is_trained(progress):
+    learn = small(3, cbs=[ParamScheduler({"lr": lambda at: -1. if at == progress else .1})], lr=.1)
+    with pytest.raises(ValueError, match="lr must be"): learn.fit(2)
+    assert learn.train_iter == 0
+
+
 @pytest.mark.parametrize("bad", [
     lambda: ParamScheduler({"lr": .1}), lambda: ParamScheduler({"lr": []}),
     lambda: ParamScheduler({"lr": [const(.1), .1]}), lambda: ParamScheduler({"lr": None}),
@@ -1164,7 +1190,7 @@ def test_ctrl_c_while_the_search_is_put_back():
         learn = learner()
         learn.fit(1)
         before = facts(learn)
-        lines = with_ctrl_c(lambda: find(learn, num_it=3), at, ["restore", "_put_back"])
+        lines = with_ctrl_c(lambda: find(learn, num_it=3), at, ["restore", "_restore", "_put_back"])
         assert_equal(before, facts(learn), f"line {at}")
         learn.fit(1)
         return lines
@@ -1305,6 +1331,31 @@ def test_every_order_of_the_data_is_restored_and_saved(kind, tmp_path):
         assert_equal(copied(whole.model.state_dict()), copied(learn.model.state_dict()))
 
 
+class Rattled(torch.utils.data.Dataset):
+    "Draws random numbers for each sample, in whatever process it is asked."
+    x, y = data(24)
+    def __len__(self): return 24
+    def __getitem__(self, i): return self.x[i] + torch.rand(3), self.y[i]
+
+
+@pytest.mark.parametrize("fitted", [0, 1])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_of_a_search_leave_no_trace(persistent, fitted):
+    "Workers that live on keep their random numbers in a process of their own."
+    states = []
+    for search in (False, True):
+        seed(3)
+        train = torch.utils.data.DataLoader(Rattled(), 8, shuffle=True, num_workers=1, persistent_workers=persistent)
+        learn = Learner(model("plain"), SimpleNamespace(train=train, valid=None), F.mse_loss, TORCH_SGD, .05)
+        if fitted: learn.fit(fitted)
+        workers = train._iterator
+        if search: find(learn, num_it=4)
+        assert train._iterator is workers
+        learn.fit(1)
+        states.append(copied(learn.model.state_dict()))
+    assert_equal(*states)
+
+
 @pytest.mark.parametrize("options, text",
                          [({"betas": (.9, 2, .9)}, "beta must be"), ({"betas": (.9, .8)}, "betas.*three"),
                           ({"betas": .9}, "betas.*three"), ({"div": 0}, "div"), ({"max_lr": -1}, "lr must be"),
@@ -1335,3 +1386,81 @@ def test_no_one_cycle_in_the_middle_of_a_fit():
                                   lambda opt: lr_scheduler.SequentialLR(opt, [lr_scheduler.ConstantLR(opt)], [])])
 @pytest.mark.parametrize("call_on", ["after_batch", "after_epoch"])
 def test_schedulers_without_milestones_run(make, call_on): small(4, cbs=[LRScheduler(make, call_on)], lr=.1).fit(2)
+
+
+def small_images(n=320, n_valid=150):
+    "Random images, of which the mean tells the class, well enough for a net to learn something."
+    generator = torch.Generator().manual_seed(2)
+    y = torch.randint(10, (n + n_valid,), generator=generator)
+    x = torch.randn(len(y), 1, 28, 28, generator=generator) + y[:, None, None, None] / 4
+    return DataLoaders(TensorLoader(x[:n], y[:n], 64), TensorLoader(x[n:], y[n:], 100))
+
+
+def spoken(explorer): return html.unescape(re.sub("<[^>]*>", "", explorer._line.value))
+
+
+@pytest.fixture(scope="module")
+def finding():
+    return finder_explorer(Learner(small_net(), small_images(), F.cross_entropy, OPTIMIZERS["our SGD"]))
+
+
+@pytest.mark.parametrize("end_lr, num_it, smooth", [
+    (.1, 100, .98), (1., 100, .98), (10., 100, .98), (10., 10, .98), (10., 150, .98), (10., 300, .98), (10., 100, 0.),
+    (10., 100, .5), (10., 100, .99), (.1, 10, 0.), (.1, 10, .99), (.1, 300, 0.)])
+def test_the_live_finder_over_the_whole_range_of_its_controls(finding, end_lr, num_it, smooth):
+    state = finding.set(end_lr=end_lr, num_it=num_it, smooth=smooth)
+    assert (state["end_lr"], state["num_it"], state["smooth"]) == (end_lr, num_it, smooth) and state["done"]
+    found = re.fullmatch(r"After (\d+) batches(?:: minimum over 10 (\S+), steepest (\S+), valley (\S+)\.|"
+                         r" there is nothing to suggest\.)", spoken(finding))
+    assert found, spoken(finding)
+    n, *suggested = found.groups()
+    assert int(n) == state["n_points"] <= num_it and state["lr"] <= end_lr * (1 + 1e-9)
+    for name, text in zip(("minimum_over_10", "steepest", "valley"), suggested):
+        if text is None: assert math.isnan(state[name])
+        else: assert float(text) == pytest.approx(state[name], rel=.05) and 1e-7 <= state[name] <= end_lr
+
+
+def test_the_live_finder_counts_in_words(finding):
+    state = {**finding.state, "n_points": 1, "valley": math.nan, "done": True}
+    assert finding.words(state) == "After 1 batch there is nothing to suggest."
+
+
+@pytest.fixture(scope="module")
+def shaping(): return one_cycle_explorer(small_images(), n_batches=30)
+
+
+@pytest.mark.parametrize("peak", [.001, .1, 10.])
+@pytest.mark.parametrize("pct_start", [0., .5, 1.])
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_the_live_one_cycle_over_the_whole_range_of_its_controls(shaping, peak, pct_start, shape):
+    state = shaping.set(peak=peak, pct_start=pct_start, shape=shape)
+    assert (state["peak"], state["pct_start"], state["shape"]) == (peak, pct_start, shape)
+    said = re.fullmatch(r"Peak (\S+) after (\d+)% of 30 batches, (\w+): loss (\S+); (\d+)% of 150 validation images "
+                        r"are right, at a constant rate of the peak (\d+)%\.", spoken(shaping))
+    assert said, spoken(shaping)
+    high, share, form, loss, percent, constant = said.groups()
+    assert float(high) == pytest.approx(peak, rel=5e-3) and int(share) == 100 * pct_start and form == shape
+    assert loss == f"{state['loss']:.2f}" and state["diverged"] == (not state["loss"] < 2 * math.log(10))
+    for text, name in ((percent, "accuracy"), (constant, "constant_accuracy")):
+        assert int(text) == round(100 * state[name]) and 0 <= state[name] <= 1
+    assert state["batch"] == 30 or math.isnan(state["loss"])
+
+
+def test_the_live_one_cycle_does_not_grow(shaping, monkeypatch):
+    "It forgets old peaks, and learners and recorders without a search for garbage."
+    alive = []
+
+    class Watched(Learner):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            alive.append(weakref.ref(self))
+    monkeypatch.setattr("course_lib.figures.learning_rate.Learner", Watched)
+    monkeypatch.setattr(shaping.figure, "update", lambda: None)  # drawing takes most of the time
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(30): shaping.set(peak=.0011 * 1.2 ** i)
+        assert len(alive) == 60 and sum(ref() is not None for ref in alive) <= 1
+    finally: gc.enable()
+    kept = inspect.getclosurevars(shaping.f).nonlocals
+    assert len(kept["tried"]) == len(kept["constants"]) == 24

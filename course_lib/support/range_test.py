@@ -1,0 +1,74 @@
+"""What a range test of learning rates saw, and arguments with which one makes sense."""
+import math
+
+import numpy as np
+
+from .arguments import checked, finite
+from .checks import positive_int
+
+
+def check_smooth(smooth):
+    if not 0 <= finite("smooth", smooth) < 1: raise ValueError(f"smooth must be at least 0 and below 1, not {smooth}.")
+
+
+def curve(lrs, losses):
+    "Rates and losses as float64 arrays; raises `ValueError` for what is no list of numbers each, of equal length."
+    arrays = []
+    for name, values in (("lrs", lrs), ("losses", losses)):
+        try: arrays.append(np.array(values, dtype=np.float64))
+        except (TypeError, ValueError): raise ValueError(f"{name} must be a list of numbers, not {values!r:.80}.") from None
+        if arrays[-1].ndim != 1: raise ValueError(f"{name} must be a list of numbers, not {values!r:.80}.")
+    if len(arrays[0]) != len(arrays[1]):
+        raise ValueError(f"Each rate has a loss: got {len(arrays[0])} lrs and {len(arrays[1])} losses.")
+    return arrays
+
+
+def smoothed(values, smooth):
+    "The exponentially weighted average of a sequence at each of its places, corrected for its late start (chapter 03)."
+    check_smooth(smooth)
+    average, averages = 0., []
+    for t, value in enumerate(values, 1):
+        average = smooth * average + (1 - smooth) * value
+        averages.append(average / (1 - smooth ** t))
+    return np.array(averages, dtype=np.float64)
+
+
+@checked(start_lr=finite, end_lr=finite, smooth=finite, stop_factor=finite)
+def search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor):
+    "The rates of a range test, an array. Raises `ValueError` for wrong arguments, `RuntimeError` in the middle of a fit."
+    if learn.fit_cbs is not None: raise RuntimeError("lr_find cannot run in the middle of a fit.")
+    if not 0 < start_lr < end_lr or not math.isfinite(end_lr):
+        raise ValueError(f"Expected 0 < start_lr < end_lr, got {start_lr} and {end_lr}.")
+    num_it = positive_int("num_it", num_it)
+    check_smooth(smooth)
+    if not stop_factor > 1: raise ValueError(f"stop_factor must be above 1, not {stop_factor}.")
+    return np.geomspace(start_lr, end_lr, num_it)
+
+
+class RangeTestCurve:
+    "What `LRFind` inherits: which part of the curve can be read, and the plot."
+    min_points = 5
+
+    def readable(self):
+        "Rates and smoothed losses, arrays. Raises `ValueError` where there are too few, or the loss never fell."
+        if len(self.lrs) < self.min_points:
+            raise ValueError(f"The search has only {len(self.lrs)} points, too few to read a rate off (at "
+                             f"least {self.min_points}): "
+                             "begin with a smaller start_lr, or ask for more batches (num_it).")
+        young = len(self.lrs) // 10  # the first tenth: an average over few batches is still noisy
+        lrs, losses = self.lrs[young:], self.smooth_losses[young:]
+        rounding = 1e-9 * abs(losses[0])  # of the average of losses that are all the same
+        if not losses.min() < losses[0] - rounding:
+            raise ValueError("The loss never fell in this search, so it suggests nothing: begin with a smaller "
+                             "start_lr, and look at the plot.")
+        return lrs, losses
+
+    def plot(self):
+        "Raw and smoothed loss against the rate, with the suggestions."
+        from .curves import plot_range_test  # matplotlib, only when it is used
+        plot_range_test(self)
+
+    def __repr__(self):
+        try: said = ", ".join(f"{name} {lr:.3g}" for name, lr in self.suggestions.items())
+        except ValueError as error: said = str(error)
+        return f"{type(self).__name__} over {len(self.lrs)} batches: {said}"
