@@ -3,11 +3,14 @@
 A slider's value is set as a message from the page would set it. Ours: 200 steps of the optimizer, the picture blitted,
 encoded and handed to the widget. The peer does what notebooks usually do: 200 steps of torch.optim.SGD, a fresh figure
 of the same three panels, shown in an `ipywidgets.Output`. Neither includes the way to the browser. Then every slider of
-the figures of chapters 03 to 05.
+the figures of chapters 03 to 05. Last, the map of 64 networks of chapter 09, whose `lr` is moved every 80 ms for two
+seconds, as by an arrow that is held: pictures while it moves, and the time from a move to the first that answers it.
 """
+import asyncio
 import base64
 import math
 import statistics
+import time
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -15,12 +18,14 @@ import numpy as np
 import torch
 
 from _measure import arguments, ratio, say_machine, table, take_turns
+from course_lib.data import digits
 from course_lib.figures.adam import race_explorer
 from course_lib.figures.landscapes import LANDSCAPES
 from course_lib.figures.momentum import average_explorer, momentum_explorer
 from course_lib.support.plots import png_bytes, use_style
 from course_lib.figures.rmsprop import rmsprop_explorer
 from course_lib.figures.sgd import canyon_explorer, parabola_explorer
+from course_lib.figures.sweeps import SweepExplorer
 from course_lib.sgd import descend
 
 N_STEPS = 200
@@ -85,6 +90,24 @@ def chapters_03_to_05():
     return explorers
 
 
+async def held_arrow(n_moves=25, every=.08):
+    "Pictures while the map's rate moves, and seconds from each move to the first picture of its rate or a later one."
+    explorer = SweepExplorer(digits())
+    await explorer.done()
+    answers, moved = [], []  # (when, rate)
+    shown = lambda change: answers.append((time.perf_counter(), explorer._settings["lr"]))
+    explorer.figure.image.observe(shown, "value")
+    start = time.perf_counter()
+    for i in range(n_moves):
+        await asyncio.sleep(max(0, start + i * every - time.perf_counter()))
+        moved.append((time.perf_counter(), lr := 10 ** (-2 + .1 * i)))
+        explorer.set(lr=lr)
+    n_pictures = len(answers)
+    await explorer.done()
+    waits = [next(when for when, rate in answers if rate >= lr) - moment for moment, lr in moved]
+    return n_pictures, waits
+
+
 def main():
     args = arguments(__doc__)
     repeats = 15 if args.quick else 60
@@ -109,7 +132,12 @@ def main():
           "ms")
     assert all(explorer.error is None
                for explorer in (parabola, canyon, *(explorer for explorer, _ in explorers.values())))
+    n_pictures, waits = asyncio.run(held_arrow())
+    table(f"Map of chapter 09, moved every 80 ms for 2 s ({n_pictures} pictures): from a move to its first picture",
+          {"course_lib: SweepExplorer": [1000 * t for t in waits]}, "ms")
     print()
+    ratio("sweep_map_pictures_while_moved_for_2_s", n_pictures, ">=8")
+    ratio("sweep_map_first_picture_ms", 1000 * statistics.median(waits), "<=200")
     for figure in ("parabola", "canyon"):
         ratio(f"{figure}_ms", medians[f"course_lib: {figure}"], "<=20")
         ratio(f"{figure}_over_fresh_figure",
