@@ -64,7 +64,6 @@ class LiveFigure:
         self.picture().save(buffer, format, **options)
         return buffer.getvalue()
 
-
     def close(self):
         "Let go of the figure and of the picture on the page."
         _close(self.image)
@@ -240,7 +239,9 @@ class Explorer:
             control.observe(self._moved, "value")
             _confirm(control)
         self._move()
-        if self.error: raise self.error
+        if error := self.error:
+            self.close()
+            raise error
         _cells.add(self)
 
     def _pictures(self):
