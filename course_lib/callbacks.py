@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN
+from .support.arguments import a_path, checked, finite
 from .support.accumulation import WaitingBatches, parameters_with_grad
 from .support.activations import LayerStatistics
 from .support.checks import positive_int
@@ -118,6 +119,7 @@ class SaveBest(RemembersLearner, Watcher):
     path: of the file; the others as in `Watcher`. The best is that of all fits of a learner; with
     another learner it begins anew, and writes over the file.
     """
+    @checked(path=a_path)
     def __init__(self, path, monitor="valid_loss", mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
         self.path = Path(path)
@@ -139,6 +141,7 @@ class CSVLogger(Callback):
     """
     run_after, in_lr_find = (TerminateOnNaN,), False
 
+    @checked(path=a_path)
     def __init__(self, path, append=False): self.file = CSVFile(Path(path), append)
 
     def before_fit(self, learn): self.file.open(["epoch", *learn.result_names, "seconds"])
@@ -181,6 +184,7 @@ class GradientClip(Callback):
     """
     run_after = (GradientAccumulation,)
 
+    @checked(max_norm=finite, max_value=finite)
     def __init__(self, max_norm=None, max_value=None):
         limit = max_norm if max_value is None else max_value
         if (max_norm is None) == (max_value is None) or not limit > 0:

@@ -6,18 +6,17 @@
 __all__ = ['TensorLoader', 'DataLoaders', 'affine', 'RandomAffine', 'mnist', 'digits', 'course_data']
 
 # %% ../nbs/01_data.ipynb #f96006a4
-import functools
 import math
 import textwrap
-import zipfile
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .support.arguments import a_function, checked, finite
 from .support.checks import whole_number
-from .support.files import (
-    DamagedFileError, DownloadError, data_root, embedded, mnist_files, read_idx)
+from .support.data import (
+    affine_ranges, check_affine, check_loader, pixel_positions, pixel_statistics, split_sizes)
+from .support.files import DownloadError, data_root, read_digits, read_mnist
 from .support.tensors import default_device
 
 # %% ../nbs/01_data.ipynb #5b828cdc
@@ -26,21 +25,15 @@ class TensorLoader:
 
     x: `[n, ...]`, y: `[n, ...]`, on one device;
     `transform(xb, yb) -> (xb, yb)` gets whole batches, which it may change.
-    The order of an epoch depends on `(seed, epoch)` alone, on every device; `.epoch` counts the passes begun.
+    The order of an epoch depends on `(seed, epoch)` alone, on every device;
+    `.epoch` counts the passes begun.
     Raises `ValueError` for lengths that differ and for a batch size that gives no batch.
     """
+    @checked(transform=a_function)
     def __init__(self, x, y, batch_size, shuffle=False, transform=None, drop_last=False, seed=0):
-        if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
-            raise ValueError(f"x and y must be tensors, not {type(x).__name__} and {type(y).__name__}: "
-                             "torch.as_tensor makes them from arrays.")
-        if len(x) != len(y): raise ValueError(f"x holds {len(x)} items and y {len(y)}: every x needs its own y.")
-        if x.device != y.device:
-            raise ValueError(f"x is on {x.device} and y on {y.device}: move them to one device first.")
-        self.batch_size, self.seed, self.epoch = whole_number("batch_size", batch_size), whole_number("seed", seed), 0
-        if self.batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-        self.x, self.y, self.shuffle, self.transform, self.drop_last = x, y, shuffle, transform, drop_last
-        if not len(self): raise ValueError(f"{len(x)} items give no batch of {batch_size}"
-                                           + (" with drop_last=True." if drop_last and len(x) else "."))
+        self.batch_size, self.seed = check_loader(x, y, batch_size, drop_last, seed)
+        self.x, self.y, self.shuffle, self.epoch = x, y, shuffle, 0
+        self.transform, self.drop_last = transform, drop_last
 
     def __len__(self):
         n = len(self.x) / self.batch_size
@@ -48,8 +41,9 @@ class TensorLoader:
 
     def order(self, epoch):
         "The order of that epoch's items: indices `[n]` on the CPU."
+        if not self.shuffle: return torch.arange(len(self.x))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(len(self.x), generator=generator) if self.shuffle else torch.arange(len(self.x))
+        return torch.randperm(len(self.x), generator=generator)
 
     def __iter__(self):
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -57,16 +51,17 @@ class TensorLoader:
 
     def _batches(self, order):
         for rows in order.split(self.batch_size)[:len(self)]:
-            batch = self.x.index_select(0, rows), self.y.index_select(0, rows)  # copies: the data set stays as it is
+            # copies: the data set stays as it is
+            batch = self.x.index_select(0, rows), self.y.index_select(0, rows)
             yield self.transform(*batch) if self.transform else batch
 
     def __repr__(self):
         return (f"TensorLoader: {len(self.x):,} items {list(self.x.shape[1:])} on {self.x.device}, "
-                f"{len(self):,} batches of {self.batch_size}{', shuffled' if self.shuffle else ''}")
+                f"{len(self):,} batches of {self.batch_size}{', shuffled' * self.shuffle}")
 
-
+# %% ../nbs/01_data.ipynb #0b6f52d1
 class DataLoaders:
-    "`train`, `valid` and `test` loaders: anything that iterates over `(xb, yb)` and has a length."
+    "`train`, `valid` and `test` loaders: what iterates over `(xb, yb)` and has a length."
     def __init__(self, train, valid, test=None, name=""):
         self.train, self.valid, self.test, self.name = train, valid, test, name
 
@@ -76,86 +71,59 @@ class DataLoaders:
         return f"DataLoaders {self.name!r}{parts}"
 
 # %% ../nbs/01_data.ipynb #24193de8
-@functools.lru_cache(8)
-@torch.inference_mode(False)  # what is kept may be needed in training later
-def _positions(height, width, device, dtype):
-    "All pixels as (x, y, 1) from the centre, `[3, height · width]`, and what makes a pixel the unit of grid_sample."
-    rows, columns = ((torch.arange(m, device=device, dtype=dtype) - (m - 1) / 2) for m in (height, width))
-    ones = rows.new_ones(height * width)
-    positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), ones])
-    return positions, torch.tensor([2 / width, 2 / height], device=device, dtype=dtype)[:, None, None]
-
-
 def affine(x, angle, translate, scale, shear, fill=None):
-    """Turn, shift, stretch and shear images, each by its own amounts: the map of torchvision's `affine`.
+    """Turn, shift, stretch and shear images, each by its own amounts: torchvision's `affine`.
 
-    x: float images `[n, channels, height, width]`; angle: degrees `[n]`; translate: pixels `[2, n]` (right, down);
-    scale: factors `[n]`; shear: degrees `[2, n]` (along x, along y); fill: the value outside of the image, by
+    x: float images `[n, channels, height, width]`; angle: degrees `[n]`;
+    translate: pixels `[2, n]` (right, down); scale: factors `[n]`;
+    shear: degrees `[2, n]` (along x, along y); fill: the value outside of the image, by
     default the smallest in the batch, which is the background of a digit.
     """
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"Expected float images [n, channels, height, width], got {x.dtype} {list(x.shape)}.")
+    check_affine(x, angle, translate, scale, shear)
     n, _, height, width = x.shape
     angle, (shear_x, shear_y) = torch.deg2rad(angle), torch.deg2rad(shear)
     # forward: rotation · shear along y · shear along x · scale, about the centre;
     # the first two have the entries a, b
-    a, b = torch.cos(angle - shear_y) / torch.cos(shear_y), torch.sin(angle - shear_y) / torch.cos(shear_y)
+    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
+    b = torch.sin(angle - shear_y) / torch.cos(shear_y)
     c, d = -a * torch.tan(shear_x) - torch.sin(angle), -b * torch.tan(shear_x) + torch.cos(angle)
-    inverse = torch.stack([d, -c, -b, a]).view(2, 2, n) / scale  # the determinant without the scale is 1
+    # the determinant without the scale is 1
+    inverse = torch.stack([d, -c, -b, a]).view(2, 2, n) / scale
     offset = -(inverse * translate).sum(1, keepdim=True)
-    positions, unit = _positions(height, width, x.device, x.dtype)
+    positions, unit = pixel_positions(height, width, x.device, x.dtype)
     maps = torch.cat([inverse, offset], 1) * unit
     grid = maps.permute(2, 0, 1).reshape(2 * n, 3) @ positions
     grid = grid.view(n, 2, height, width).permute(0, 2, 3, 1)
     fill = x.amin() if fill is None else fill
     return F.grid_sample(x - fill, grid, align_corners=False).add_(fill)
 
-
+# %% ../nbs/01_data.ipynb #e1d8a04c
 class RandomAffine:
     """A transform for `TensorLoader`: another random affine map for each image of a batch,
     as in `torchvision.transforms.RandomAffine`.
 
     degrees: rotation from `(-degrees, degrees)`, or a pair;
-    translate: the largest shifts as shares of width and height;
-    scale: the range of the factor; shear: degrees along x, one number, a pair, or four numbers for x and y.
+    translate: the largest shifts as shares of width and height; scale: the range of the factor;
+    shear: degrees along x, one number, a pair, or four numbers for x and y.
     Draws from torch's own random numbers of the device, so `torch.manual_seed` repeats it.
+    Raises `ValueError` for ranges that are upside down or impossible.
     """
+    @checked(fill=finite)
     def __init__(self, degrees, translate=None, scale=None, shear=None, fill=None):
-        several = lambda v: (v,) if isinstance(v, (int, float)) else tuple(v)
-        pair = lambda v: (-v, v) if isinstance(v, (int, float)) else tuple(v)
-        shear = pair(shear or 0)
-        ranges = {"degrees": pair(degrees),
-                  "translate": several(translate or (0, 0)),
-                  "scale": several(scale or (1, 1)),
-                  "shear": shear if len(shear) == 4 else (*shear, 0, 0)}
-        for name, values in ranges.items():
-            if len(values) != (4 if name == "shear" else 2) or not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{name}: expected {'2 or 4' if name == 'shear' else 2} finite numbers, "
-                                 f"got {values}.")
-            low_high = zip(values[::2], values[1::2])
-            if name != "translate" and any(low > high for low, high in low_high):
-                raise ValueError(f"{name}: the range {values} is upside down.")
-        if not all(0 <= v <= 1 for v in ranges["translate"]):
-            raise ValueError(f"translate: expected shares from 0 to 1, got {translate}.")
-        if min(ranges["scale"]) <= 0: raise ValueError(f"scale: expected positive factors, got {scale}.")
-        if max(map(abs, ranges["shear"])) >= 90:
-            raise ValueError(f"shear: expected degrees between -90 and 90, got {shear}.")
-        self.ranges, self.fill = ranges, fill
+        self.ranges, self.fill = affine_ranges(degrees, translate, scale, shear), fill
 
     def __call__(self, xb, yb):
-        """images `[n, channels, height, width]` and targets
-        -> images that are each turned in their own way, the same targets
-        """
+        "Images `[n, channels, height, width]`, each in its own way, and the targets as they are."
         n, _, height, width = xb.shape
         dx, dy = self.ranges["translate"]
         x_low, x_high, y_low, y_high = self.ranges["shear"]
-        limits = torch.tensor([self.ranges["degrees"],
-                               (-dx * width, dx * width), (-dy * height, dy * height),
-                               self.ranges["scale"],
-                               (x_low, x_high), (y_low, y_high)], device=xb.device, dtype=xb.dtype)
+        limits = [self.ranges["degrees"], (-dx * width, dx * width), (-dy * height, dy * height),
+                  self.ranges["scale"], (x_low, x_high), (y_low, y_high)]
+        low, high = torch.tensor(limits, device=xb.device, dtype=xb.dtype)[..., None].unbind(1)
         draws = torch.rand(6, n, device=xb.device, dtype=xb.dtype)
-        angle, *translate, scale, shear_x, shear_y = limits[:, :1] + draws * (limits[:, 1:] - limits[:, :1])
-        return affine(xb, angle, torch.stack(translate), scale, torch.stack([shear_x, shear_y]), self.fill), yb
+        angle, *translate, scale, shear_x, shear_y = low + draws * (high - low)
+        translate, shear = torch.stack(translate), torch.stack([shear_x, shear_y])
+        return affine(xb, angle, translate, scale, shear, self.fill), yb
 
     def __repr__(self): return f"RandomAffine({', '.join(f'{k}={v}' for k, v in self.ranges.items())})"
 
@@ -165,86 +133,60 @@ def _loaders(name, train, test, n_train, n_valid, device, batch_size, transform,
     train and test are `(uint8 images, targets)`.
     """
     images, targets = train
-    n_valid = len(images) // 6 if n_valid is None else whole_number("n_valid", n_valid)
-    available = len(images) - n_valid
-    n_train = available if n_train is None else whole_number("n_train", n_train)
-    if not 0 < n_valid < len(images):
-        raise ValueError(f"n_valid must be from 1 to {len(images) - 1:,} with this data set, not {n_valid}.")
-    if not 0 < n_train <= available:
-        raise ValueError(f"n_train must be from 1 to {available:,} with this data set, not {n_train}.")
-    # the split is the same for every seed
+    n_train, n_valid = split_sizes(len(images), n_train, n_valid)
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    valid_rows, train_rows = shuffled[:n_valid], shuffled[n_valid:]
-    if n_train < available:
-        drawn = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:n_train]
-        train_rows = train_rows[drawn]
-    parts = [(images[train_rows], targets[train_rows]), (images[valid_rows], targets[valid_rows]), test]
+    valid_rows, train_rows = shuffled[:n_valid], shuffled[n_valid:]     # the same for every seed
+    if n_train < len(train_rows):
+        drawn = torch.randperm(len(train_rows), generator=torch.Generator().manual_seed(seed))
+        train_rows = train_rows[drawn[:n_train]]
+    mean, std = pixel_statistics(images[train_rows], name)
     device = default_device() if device is None else torch.device(device)
-    std, mean = torch.std_mean(parts[0][0].float())
-    if not std: raise DamagedFileError(f"The {name} training images are blank: every pixel is {mean:.0f}.")
-    tensors = [(x.to(device).float().sub_(mean.item()).div_(std.item())[:, None], y.long().to(device))
-               for x, y in parts]
-    return DataLoaders(TensorLoader(*tensors[0], batch_size, shuffle=True, transform=transform, seed=seed),
-                       *(TensorLoader(*part, batch_size) for part in tensors[1:]), name=name)
+    normalised = lambda x: x.to(device).float().sub_(mean).div_(std)[:, None]
+    tensors = [(normalised(x), y.long().to(device)) for x, y in (
+        (images[train_rows], targets[train_rows]), (images[valid_rows], targets[valid_rows]), test)]
+    train = TensorLoader(*tensors[0], batch_size, shuffle=True, transform=transform, seed=seed)
+    return DataLoaders(train, *(TensorLoader(*part, batch_size) for part in tensors[1:]), name=name)
 
-
+# %% ../nbs/01_data.ipynb #a7c2f9e3
 def mnist(root=None, device=None, batch_size=128, n_train=None, n_valid=None,
           transform=None, seed=0, download=True):
     """MNIST (LeCun et al., 1998) as `DataLoaders`:
     images `[n, 1, 28, 28]` float32, normalised, and targets `[n]` int64, on the device.
 
     root: see `data_root`; n_train: a random subset of the training images, drawn from `seed`;
-    n_valid: how many are cut off for validation, by default a sixth; transform: for training batches.
+    n_valid: how many are cut off for validation, by default a sixth;
+    transform: for training batches.
     Raises `DownloadError` where files are missing and cannot be had,
     `DamagedFileError` where one is there but damaged.
     """
-    folder, _ = data_root(root)
-    paths = mnist_files(folder, download)
-    parts = []
-    for part in ("train", "t10k"):
-        images, targets = (read_idx(paths[f"{part}-{kind}"]) for kind in ("images", "labels"))
-        if images.shape[1:] != (28, 28) or not len(images):
-            raise DamagedFileError(f"{paths[f'{part}-images']} holds {list(images.shape)} "
-                                   "instead of images [n, 28, 28].")
-        if targets.shape != images.shape[:1] or targets.max() > 9:
-            raise DamagedFileError(f"{paths[f'{part}-labels']} does not hold a digit from 0 to 9 "
-                                   f"for each of {len(images):,} images.")
-        parts.append((images, targets))
-    if torch.equal(parts[0][1], parts[1][1]):
-        raise DamagedFileError(f"{paths['train-labels']} and {paths['t10k-labels']} hold the same: one is a copy.")
-    return _loaders("mnist", *parts, n_train, n_valid, device, batch_size, transform, seed)
+    train, test = read_mnist(root, download)
+    return _loaders("mnist", train, test, n_train, n_valid, device, batch_size, transform, seed)
 
 
 def digits(device=None, batch_size=128, n_train=None, n_valid=None, transform=None, seed=0):
     """The 1,797 digits that come with the course (Alpaydin and Kaynak, 1998),
     enlarged from 8×8 to MNIST's geometry; else like `mnist`.
 
-    The last 300 are the test part.
+    The last 300 are the test part. They come with the package: no folder is looked into, not
+    that of `COURSE_DATA` either. Raises `DamagedFileError` where the file is not as it came.
     """
-    path = embedded("digits.npz")
-    try:
-        with np.load(path) as file: small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DamagedFileError(f"{path} came with the course and cannot be read: install it anew.") from error
-    large = F.interpolate(small[:, None].float(), size=(20, 20), mode="bicubic", align_corners=False)[:, 0]
-    # 20×20 in the middle, as MNIST's digits
-    images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)
-    return _loaders("digits", (images[:-300], targets[:-300]), (images[-300:], targets[-300:]),
-                    n_train, n_valid, device, batch_size, transform, seed)
+    train, test = read_digits()
+    return _loaders("digits", train, test, n_train, n_valid, device, batch_size, transform, seed)
 
-
+# %% ../nbs/01_data.ipynb #4f85be10
 def course_data(root=None, **options):
     """`mnist(root, **options)` where that is on disk or can be downloaded, else `digits(**options)`;
     prints which, and why.
 
-    Only absence falls back: a damaged file raises `DamagedFileError`. Where `n_train` or `n_valid` ask for more
-    digits than there are, the fallback gives what there is.
+    Only absence falls back: a damaged file raises `DamagedFileError`. Where `n_train` or `n_valid`
+    ask for more digits than there are, the fallback gives what there is.
     """
     try: dls, why = mnist(root, **options), f"from {data_root(root)[1]}"
     except DownloadError as error:
         options.pop("download", None)
         for part, most in (("n_valid", 249), ("n_train", 1248)):
-            if options.get(part) is not None: options[part] = min(options[part], most)
+            if options.get(part) is not None:
+                options[part] = min(whole_number(part, options[part]), most)
         dls, why = digits(**options), f"embedded, since {textwrap.shorten(str(error), 150)}"
     verbs = {"train": "train", "valid": "validate", "test": "test"}
     sizes = ", ".join(f"{len(getattr(dls, part).x):,} to {verb}" for part, verb in verbs.items())

@@ -13,9 +13,10 @@ import numpy as np
 
 from .callbacks import Recorder
 from .learner import Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN
+from .support.arguments import a_function, at_least_0, checked, finite
 from .support.checks import check_hyper
 from .support.optimizer import hyper_key, read_hyper, write_hyper
-from .support.range_test import RangeTestCurve, search_rates, smoothed
+from .support.range_test import RangeTestCurve, curve, search_rates, smoothed
 from course_lib.support.schedulers import (
     HyperSetter, can_turn_beta, check_above_0, check_parts, check_restarts, check_schedules,
     check_share, check_stepping, new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler,
@@ -40,7 +41,7 @@ class LRFind(RangeTestCurve):
     too few points or the loss never fell. `.plot()` shows both curves and the suggestions.
     """
     def __init__(self, lrs, losses, smooth=.98):
-        self.lrs, self.losses = np.array(lrs, dtype=np.float64), np.array(losses, dtype=np.float64)
+        self.lrs, self.losses = curve(lrs, losses)
         self.smooth, self.smooth_losses = smooth, smoothed(self.losses, smooth)
 
     @property
@@ -83,6 +84,7 @@ class LRFinder(Callback):
     def found(self): return LRFind(self.lrs[:len(self.losses)], self.losses, self.smooth)
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d12
+@checked(on_step=a_function)
 def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor=4, on_step=None):
     """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was,
     whatever happens.
@@ -107,28 +109,33 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
 Learner.lr_find = lr_find
 
 # %% ../nbs/08_learning_rate.ipynb #d22997d3
+@checked(start=finite, end=finite)
 def lin(start, end):
     "A straight line over progress, from start at 0 to end at 1."
     return lambda progress: start + (end - start) * progress
 
 
+@checked(start=finite, end=finite)
 def cos(start, end):
     "Half a cosine: flat at both ends (Loshchilov and Hutter, 2017)."
     return lambda progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
+@checked(start=finite, end=finite)
 def exp(start, end):
     "The same factor for each equal part of the way; both ends above 0, or a `ValueError`."
     check_above_0("exp", start=start, end=end)
     return lambda progress: start * (end / start) ** progress
 
 
+@checked(start=finite, end=finite, power=finite)
 def poly(start, end, power):
     "A power of progress, above 0 (or a `ValueError`): 1 is a line; more stays longer at the start."
     check_above_0("poly", power=power)
     return lambda progress: start + (end - start) * progress ** power
 
 
+@checked(value=finite)
 def const(value):
     "The same value at all progress."
     return lambda progress: value
@@ -152,6 +159,7 @@ def combine(shares, schedules):
     return at
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d14
+@checked(peak=at_least_0, pct_start=finite, div=finite, div_final=finite)
 def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     """From peak / div up to the peak, then down to peak / div_final, both by cosines (Smith and
     Topin, 2018).
@@ -164,6 +172,7 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     return combine([pct_start, 1 - pct_start], [cos(peak / div, peak), cos(peak, peak / div_final)])
 
 
+@checked(high=finite, low=finite, mult=finite)
 def warm_restarts(high, low, n_cycles, mult=1):
     """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and
     Hutter, 2017).
@@ -224,7 +233,7 @@ class LRScheduler(Scheduler):
     what will happen. Raises `ValueError` for wrong arguments, and for a monitor that is no result.
     """
     def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
-        check_stepping(make_scheduler, call_on)
+        check_stepping(make_scheduler, call_on, monitor)
         self.make_scheduler, self.call_on, self.monitor = make_scheduler, call_on, monitor
         self.scheduler = None
 

@@ -9,13 +9,8 @@ __all__ = ['WAYS', 'ResidualBlock', 'small_resnet', 'glyph_backbone', 'replace_h
 
 # %% ../nbs/11_transfer.ipynb #197d3cd8
 import copy
-import hashlib
-import re
 from collections import OrderedDict
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,22 +20,32 @@ from .data import DataLoaders, TensorLoader
 from .learner import Callback, Learner, accuracy
 from .learning_rate import fit_one_cycle
 from .sgd import batches
-from .support.checks import as_list, positive_int
-from .support.files import DamagedFileError, embedded
-from .support.glyphs import CLASSES, GLYPHS_SHA256
+from .support.arguments import (
+    a_function, a_loader, a_module, a_pair_of_tensors, a_path, a_tensor, checked, loaders)
+from .support.checks import positive_int, whole_number
+from .support.glyphs import CLASSES, glyph_weights
 from .support.learner import freeze_groups, frozen_norms
-from .support.photos import (
-    CenterCrop, RandomResizedCrop, imagenette_source, load_photos, pets_source)
+from course_lib.support.photos import (
+    CenterCrop, RandomResizedCrop, check_photo_sizes, imagenette_source, load_photos,
+    pets_source)
 from .support.pretrained import load_weights
 from .support.tensors import default_device, map_tensors
+from .support.transfer import (
+    check_fine_tune, children_with_parameters, complete, find_head, first_of_each_class,
+    fresh_layer, is_norm, split_by_axes, tta_inputs)
 
 # %% ../nbs/11_transfer.ipynb #ab78c7d2
 class ResidualBlock(nn.Module):
-    "Two 3×3 convolutions with batchnorm, added to their input (He et al., 2016): `[B, n_in, h, w]` to n_out channels."
+    """Two 3×3 convolutions with batchnorm, added to their input (He et al., 2016).
+
+    `[B, n_in, h, w]` -> `[B, n_out, h / stride, w / stride]`
+    """
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out)
-        self.conv2, self.norm2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(n_out)
         same = n_in == n_out and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(n_in, n_out, 1, stride, bias=False)
 
@@ -48,80 +53,61 @@ class ResidualBlock(nn.Module):
         change = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(self.shortcut(x) + change)
 
-
+# %% ../nbs/11_transfer.ipynb #9a4b5be9
+@checked(n_classes=positive_int)
 def small_resnet(n_classes=len(CLASSES)):
-    """A residual net for `[B, 1, 28, 28]` with 0.3 million parameters: `nn.Sequential` of stem, stage1, stage2, stage3
-    and head, which ends in `nn.Linear(128, n_classes)`. Its weights come from torch's random numbers.
+    """A residual net for `[B, 1, 28, 28]` with 0.3 million parameters and random weights.
+
+    An `nn.Sequential` of stem, stage1, stage2, stage3 and head; that ends in an `nn.Linear`.
     """
     stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
-    stages = {"stage1": ResidualBlock(16, 32), "stage2": ResidualBlock(32, 64, 2), "stage3": ResidualBlock(64, 128, 2)}
-    model = nn.Sequential(OrderedDict(stem=stem, **stages, head=head))
-    return model.to(memory_format=torch.channels_last)  # the faster order of a convolution's weights
+    model = nn.Sequential(OrderedDict(
+        stem=stem, stage1=ResidualBlock(16, 32), stage2=ResidualBlock(32, 64, 2),
+        stage3=ResidualBlock(64, 128, 2), head=head))
+    return model.to(memory_format=torch.channels_last)  # the faster order of weights
 
 # %% ../nbs/11_transfer.ipynb #da3e78e4
+@checked(path=a_path)
 def glyph_backbone(path=None, device=None):
-    """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all its parameters learn.
+    """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all can learn.
 
-    path: weights of your own, as data/train_glyphs.py writes them; by default those of the course, whose hash is
-    checked. Raises `DamagedFileError` for a file that is missing, damaged or another than it should be, `ValueError`
-    for the weights of another model.
+    path: weights of your own, as data/train_glyphs.py writes them; by default those of the course,
+    whose hash is checked. Raises `DamagedFileError` for a file that is missing, damaged or another
+    than it should be, `ValueError` for the weights of another model.
     """
-    own, path = path is not None, Path(path or embedded("glyphs.safetensors"))
-    advice = "Write it anew: python data/train_glyphs.py." if own else "It came with the course: install that anew."
-    try: data = path.read_bytes()
-    except OSError as error: raise DamagedFileError(f"{path} cannot be read ({error.strerror}). {advice}") from error
-    if not own and hashlib.sha256(data).hexdigest() != GLYPHS_SHA256:
-        raise DamagedFileError(f"{path} is not the file that it should be (its hash differs). {advice}")
-    try: weights = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise DamagedFileError(f"{path} is no whole safetensors file ({error}). {advice}") from error
-    with torch.random.fork_rng(devices=[]): model = small_resnet()  # whose random numbers nobody shall miss
-    return load_weights(model, weights, str(path)).eval().to(default_device() if device is None else device)
+    weights = glyph_weights(path)
+    with torch.random.fork_rng(devices=[]): model = small_resnet()  # its random weights go at once
+    model = load_weights(model, weights, str(path or "glyphs.safetensors"))
+    return model.eval().to(default_device() if device is None else device)
 
 # %% ../nbs/11_transfer.ipynb #2d570949
-def _head(model):
-    "Name and module of the layer that a model's outputs come from: its last one with parameters."
-    layers = [(name, layer) for name, layer in model.named_modules() if any(True for _ in layer.parameters(False))
-              and not name.lower().startswith("aux")]  # a second exit of some of torchvision's models
-    name, layer = layers[-1] if layers else ("", None)
-    if type(layer) not in (nn.Linear, nn.Conv2d):
-        raise ValueError(f"{type(model).__name__} ends in {layer}: a head that can be replaced is "
-                         "nn.Linear or nn.Conv2d.")
-    return name, layer
-
-
+@checked(model=a_module)
 def replace_head(model, n_classes):
     """The model with a fresh last layer for n_classes: changed in place, and returned.
 
-    The last layer that has parameters must be an `nn.Linear` or an `nn.Conv2d` (`ValueError`).
+    The last layer, from which the outputs come, must be an `nn.Linear` or an `nn.Conv2d`, or of a
+    subclass that adds no tensors; `ValueError` for anything else, and for several heads.
     """
-    n_classes, (name, old) = positive_int("n_classes", n_classes), _head(model)
-    same = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
-    if isinstance(old, nn.Linear): new = nn.Linear(old.in_features, n_classes, **same)
-    else: new = nn.Conv2d(old.in_channels, n_classes, old.kernel_size, old.stride, old.padding, old.dilation,
-                          old.groups, padding_mode=old.padding_mode, **same)
-    if not name: return new.train(old.training)
+    name, old = find_head(model)
+    new = fresh_layer(old, n_classes)
+    if not name: return new  # the model is nothing but a head
     parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, new.train(old.training))
+    setattr(model.get_submodule(parent), last, new)
     return model
 
 # %% ../nbs/11_transfer.ipynb #fb380187
+@checked(model=a_module)
 def layer_groups(model):
     """The model's parameters as a list of lists, from input to output: a splitter for `Learner`.
 
-    One group for each child that has parameters, normalization together with the layer before it. An `nn.Sequential`
-    gives its layers, a ResNet its stem, its stages and its head.
+    One group for each child that has parameters, normalization together with the layer before it.
+    An `nn.Sequential` gives its layers, a ResNet its stem, its stages and its head.
     """
-    model = getattr(model, "_orig_mod", model)  # the one that torch.compile was given
-    own, seen, groups = [*model.parameters(recurse=False)], set(), []
-    children = [child for child in model.children() if any(True for _ in child.parameters())]
-    if not own and len(children) == 1: return layer_groups(children[0])
-    for part, parameters in ((None, own), *((child, child.parameters()) for child in children)):
-        group = [p for p in parameters if id(p) not in seen]
-        seen.update(map(id, group))
-        if groups and re.search(r"(Batch|Layer|Group|Instance|RMS)Norm\d?d?$", type(part).__name__): groups[-1] += group
-        elif group: groups.append(group)
+    groups = []
+    for child, parameters in children_with_parameters(model):
+        if groups and is_norm(child): groups[-1] += parameters
+        else: groups.append(parameters)
     return groups
 
 
@@ -140,145 +126,132 @@ def unfreeze(model):
     freeze_to(model, 0)
 
 # %% ../nbs/11_transfer.ipynb #81bc5e1c
+@checked(model=a_module, x=a_tensor, batch_size=positive_int)
 @torch.no_grad()
 def features(model, x, batch_size=500):
-    "What the last layer of a model gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`; a copy does it."
-    taken, (name, _), body = [], _head(model), copy.deepcopy(model).eval()
-    body.get_submodule(name).register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    """What a model's last layer gets, in evaluation mode: inputs `[n, ...]` -> `[n, n_features]`.
+
+    Raises `ValueError` where `replace_head` would. A copy does the work; the model stays as it is.
+    """
+    (name, _), body, inputs = find_head(model), copy.deepcopy(model).eval(), []
+    body.get_submodule(name).register_forward_pre_hook(lambda head, args: inputs.append(args[0]))
     for batch in x.split(batch_size): body(batch)
-    return torch.cat(taken)
+    return torch.cat(inputs)
 
 # %% ../nbs/11_transfer.ipynb #bdc035b2
 class MoveStatistics(Callback):
-    "Lets frozen normalization layers follow the new data with their running statistics, which they otherwise keep."
+    "Lets the running statistics of frozen normalization layers follow the new data."
     def before_train(self, learn):
         for norm in frozen_norms(learn.model): norm.train()
 
 # %% ../nbs/11_transfer.ipynb #bd314bcc
+@checked(opt_func=a_function)
 def decay_weights_only(opt_func):
-    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, norms' scale and shift.
+    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, and
+    norms' scale and shift.
 
     It splits each parameter group in two; the learner gives both parts the same rate.
     """
     def make(params, **hypers):
-        if isinstance(params, torch.Tensor): return opt_func(params, **hypers)  # which says that it needs a list
-        params, parts = list(params), []
-        for group in params if params and isinstance(params[0], dict) else [{"params": params}]:
-            own = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
-            tensors = [p[1] if isinstance(p, tuple) else p for p in own]  # of named_parameters()
-            if any(hasattr(p, "n_models") for p in tensors):
-                raise ValueError("decay_weights_only goes by the number of axes, and in a sweep each parameter has one "
-                                 "more. Sweep with opt_func alone.")
-            for spared in (False, True):
-                part = [p for p, tensor in zip(own, tensors) if (tensor.ndim < 2) is spared]
-                if part: parts.append({**group, "params": part, **({"weight_decay": 0.} if spared else {})})
-        return opt_func(parts or params, **hypers)
+        if isinstance(params, torch.Tensor): return opt_func(params, **hypers)  # which says: a list
+        parts = []
+        for group, weights, spared in split_by_axes(params):
+            parts += [{**group, "params": weights}, {**group, "params": spared, "weight_decay": 0.}]
+        return opt_func([part for part in parts if part["params"]], **hypers)
 
     return make
 
-
+# %% ../nbs/11_transfer.ipynb #2b3cae47
 def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=()):
-    """Train the last group for freeze_epochs, then all for n_epochs, each with one cycle (Howard and Gugger, 2020).
+    """Train the last group for freeze_epochs, then all for n_epochs (Howard and Gugger, 2020).
 
-    Frozen, the last group's peak is base_lr (by default the learner's); after that half of it, and lr_mult times
-    less in the first group, geometric in between. A callback that ends the first part ends it all. The model is left
-    unfrozen, after an error too.
+    Each part is one cycle. Frozen, the last group's peak is base_lr (by default the learner's);
+    after that half of it, and lr_mult times less in the first group, geometric in between. A callback
+    that ends the first part ends it all. The model is left unfrozen, after an error too. Raises
+    `ValueError` for a model without a body.
     """
-    base_lr = learn.lr if base_lr is None else base_lr
-    if isinstance(base_lr, bool) or not isinstance(base_lr, (int, float)):
-        raise ValueError(f"fine_tune needs one number as base_lr, the head's rate; got {base_lr!r}.")
-    if not isinstance(freeze_epochs, int) or freeze_epochs < 0:
-        raise ValueError(f"freeze_epochs must be a whole number, 0 or more, not {freeze_epochs!r}.")
-    if not lr_mult > 0: raise ValueError(f"lr_mult must be above 0, not {lr_mult}.")
-    n_epochs, cbs = positive_int("n_epochs", n_epochs), as_list("cbs", cbs)
-    late = slice(base_lr / 2 / lr_mult, base_lr / 2)
-    if len(learn.groups) < 2: raise ValueError("fine_tune needs a body and a head, and this model has one group of "
-                                               "parameters. Learner(…, splitter=layer_groups) may find more.")
-    if learn.fit_cbs is not None: raise RuntimeError("fine_tune cannot run in the middle of a fit.")
-    learn.rates(late)  # what is wrong with it shall not cost a frozen epoch
+    base_lr, cbs = check_fine_tune(learn, n_epochs, base_lr, freeze_epochs, lr_mult, cbs)
     if learn.lr is None: learn.lr = base_lr
-    learn.freeze()
     until = learn.epochs_done + freeze_epochs
     try:
+        learn.freeze()
         if freeze_epochs: learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, cbs=cbs)
-    finally: learn.unfreeze()
+    finally: complete(learn.unfreeze)
     if learn.epochs_done < until: return  # a callback has ended it
-    learn.fit_one_cycle(n_epochs, late, pct_start=.3, cbs=cbs)
+    rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
+    learn.fit_one_cycle(n_epochs, rates, pct_start=.3, cbs=cbs)
 
 
 Learner.fine_tune = fine_tune
 
 # %% ../nbs/11_transfer.ipynb #c15e9dd1
+@checked(dls=loaders, draw=whole_number)
 def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
     """n images of each class, and the rest to test on: `(x, y), (x_rest, y_rest)`.
 
-    Drawn from all parts of `dls` together; draw: the seed; n_rest: at most so many, from the end, where the test part
-    is. Raises `ValueError` where a class has too few.
+    Drawn from all parts of `dls` together; draw: the seed; n_rest: at most so many, from the end,
+    where the test part is. Raises `ValueError` where a class has too few, and where none is left.
     """
     parts = [part for part in (dls.train, dls.valid, dls.test) if part is not None]
     x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(draw)).to(y.device)
-    rows, rest = [], torch.ones_like(y, dtype=torch.bool)
-    for target in y.unique():
-        rows.append(order[y[order] == target][:positive_int("n_per_class", n_per_class)])
-        if len(rows[-1]) < n_per_class: raise ValueError(f"Class {target} has {len(rows[-1])} images, and "
-                                                         f"{n_per_class} of each were asked for.")
-    positive_int("n_rest", n_rest)
-    rest[torch.cat(rows)] = False
-    if not rest.any(): raise ValueError(f"{n_per_class} images of each class are all there are: none is left to test.")
-    rest = rest.nonzero()[-n_rest:, 0]
-    return (x[torch.cat(rows)], y[torch.cat(rows)]), (x[rest], y[rest])
+    few = first_of_each_class(y, order, n_per_class)
+    left = torch.ones_like(y, dtype=torch.bool)
+    left[few] = False
+    rest = left.nonzero()[-positive_int("n_rest", n_rest):, 0]
+    if not len(rest): raise ValueError(f"{n_per_class} images of each class are all there are: "
+                                       "none is left to test.")
+    return (x[few], y[few]), (x[rest], y[rest])
 
-
+# %% ../nbs/11_transfer.ipynb #32b22752
 WAYS = {"scratch": .03, "head": .01, "fine-tune": slice(.001, .01)}  # the peaks of their one-cycles
 
 
+@checked(few=a_pair_of_tensors, rest=a_pair_of_tensors, seed=whole_number, backbone=a_module)
 def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
-    """Train on few images and return the accuracy on the rest, from 0 to 1; few, rest: `(x, y)`, as from `draw_few`.
+    """Train on few images and return the accuracy on the rest, 0 to 1; both as from `draw_few`.
 
-    way: "scratch", "head" (the pretrained body frozen, the head new) or "fine-tune" (all learn); lr: the peak of the
-    one-cycle, by default that of `WAYS`; backbone: what is copied, by default `glyph_backbone()`. AdamW, batches of 50.
+    way: "scratch", "head" (the pretrained body frozen, the head new) or "fine-tune" (all learn);
+    lr: the peak of the one-cycle, by default that of `WAYS`; n_steps: batches of 50, with AdamW;
+    backbone: what is copied, by default `glyph_backbone()`. `ValueError` for n_steps below 1.
     """
     if way not in WAYS: raise ValueError(f"way must be one of {', '.join(WAYS)}, not {way!r}.")
+    n_steps = positive_int("n_steps", n_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, head = small_resnet(), nn.Linear(128, int(few[1].max()) + 1)
         if way != "scratch": model = copy.deepcopy(backbone or glyph_backbone())
     model.head[-1] = head
     model.to(few[0].device)
-    if way == "head":
-        body = nn.Sequential(*model[:-1], *model.head[:-1]).eval()
-        with torch.no_grad(): few, rest = ((torch.cat([body(xb) for xb in x.split(500)]), y) for x, y in (few, rest))
+    if way == "head":  # the body does not change, so what it says is computed once
+        few, rest = ((features(model, x), y) for x, y in (few, rest))
         model = head
     steps = list(batches(TensorLoader(*few, 50), n_steps, seed, min(50, len(few[1]))))
-    learn = Learner(model, DataLoaders(steps, TensorLoader(*rest, 500)), F.cross_entropy, AdamW, metrics=[accuracy])
+    dls = DataLoaders(steps, TensorLoader(*rest, 500))
+    learn = Learner(model, dls, F.cross_entropy, AdamW, metrics=[accuracy])
     fit_one_cycle(learn, 1, WAYS[way] if lr is None else lr)
     return learn.results["accuracy"]
 
-
+# %% ../nbs/11_transfer.ipynb #9fa12984
 def best_scratch(measured):
     "The rate at which scratch is best on average, and its accuracies by draw: `(rate, [draws])`."
     rate, accuracies = max(measured["scratch"].items(), key=lambda item: sum(item[1]))
     return float(rate), accuracies
 
 # %% ../nbs/11_transfer.ipynb #421809ea
+@checked(dl=a_loader, transform=a_function)
 def tta(learn, dl=None, transform=None, n=4):
-    """Class probabilities `[N, n_classes]` and targets `[N]`: averages over each input as it is and n random versions.
+    """Class probabilities `[N, n_classes]`, averaged over n + 1 versions of each input, and targets `[N]`.
 
-    dl: by default the validation loader, of whose own transform the version "as it is" comes; transform:
-    `(xb, yb) -> (xb, yb)`, by default the training loader's.
+    One is as it is, by the transform of dl, by default the validation loader; n are random, by
+    transform, `(xb, yb) -> (xb, yb)`, by default the training loader's. `ValueError` without one.
     """
-    dl, n = learn.dls.valid if dl is None else dl, positive_int("n", n)
-    transform = getattr(learn.dls.train, "transform", None) if transform is None else transform
-    if dl is None: raise ValueError("There is no validation loader; pass one: tta(dl).")
-    if transform is None: raise ValueError("The training loader has no transform; pass one, such as RandomAffine(10).")
-    plain, averages, targets = getattr(dl, "transform", None) or (lambda xb, yb: (xb, yb)), [], []
-    if hasattr(dl, "transform"):  # each version begins with what the loader holds
-        dl = copy.copy(dl)
-        dl.transform = None
+    dl, plain, transform = tta_inputs(learn, dl, transform)
+    looks, averages, targets = [plain] + [transform] * positive_int("n", n), [], []
     for xb, yb in dl:
-        versions = (version(map_tensors(torch.clone, xb), yb)[0] for version in [plain] + [transform] * n)
-        averages.append(torch.stack([learn.predict(version).softmax(1) for version in versions]).mean(0))
+        versions = [look(map_tensors(torch.clone, xb), yb)[0] for look in looks]
+        each = torch.stack([learn.predict(version).softmax(1) for version in versions])
+        averages.append(each.mean(0))
         targets.append(yb.to(averages[-1].device))
     if not averages: raise ValueError("The loader is empty: it has no batch.")
     return torch.cat(averages), torch.cat(targets)
@@ -287,44 +260,49 @@ def tta(learn, dl=None, transform=None, n=4):
 Learner.tta = tta
 
 # %% ../nbs/11_transfer.ipynb #855e61d6
+@checked(x=a_tensor)
 def gray_to_rgb(x):
     "Gray images `[B, 1, H, W]` as `[B, 3, H, W]`: three times the same channel, without a copy."
-    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
     return x.expand(-1, 3, -1, -1)
 
 # %% ../nbs/11_transfer.ipynb #photo-loaders
 def _photo_loaders(source, size, large, batch_size, n_valid, device, seed, download):
-    "`DataLoaders` of photos that are decoded once, with `.classes`; cropped at random in training, else in the middle."
-    size, large = positive_int("size", size), positive_int("large", large)
-    batch_size = positive_int("batch_size", batch_size)
-    if size > large: raise ValueError(f"size must be at most large, not {size} with large={large}.")
-    crops = RandomResizedCrop(size, device=device), CenterCrop(size, device=device)
+    "`DataLoaders` of photos, decoded once; cropped at random in training, else in the middle."
+    check_photo_sizes(size, large, batch_size)
     photos = load_photos(source, large, n_valid, download)
+    crops = RandomResizedCrop(size, device=device), CenterCrop(size, device=device)
     train, valid, test = (
-        TensorLoader(photos.x[part], photos.y[part], batch_size, shuffle=not i, transform=crops[i > 0], seed=seed)
+        TensorLoader(photos.x[part], photos.y[part], batch_size, not i, crops[i > 0], seed=seed)
         for i, part in enumerate((photos.train, photos.valid, photos.test)))
     dls = DataLoaders(train, valid, test, name=source.name)
     dls.classes = photos.classes
     return dls
 
+# %% ../nbs/11_transfer.ipynb #858fc1f9
+def pets(root=None, size=224, large=288, batch_size=64, n_valid=None, device=None, seed=0,
+         download=True):
+    """The Oxford-IIIT Pets (Parkhi et al., 2012), 37 breeds, as `DataLoaders` with `.classes`.
 
-def pets(root=None, size=224, large=288, batch_size=64, n_valid=None, device=None, seed=0, download=True):
-    """The Oxford-IIIT Pets (Parkhi et al., 2012), 37 breeds of cats and dogs, as `DataLoaders` with `.classes`:
-    normalised float images `[n, 3, size, size]`, cropped at random in training, and int64 targets `[n]`, on the device.
+    They give normalised float images `[n, 3, size, size]`, cropped at random in training, and int64
+    targets `[n]`, on the device. `.train.x` are uint8 `[n, 3, large, large]`, on disk.
 
-    root: see `data_root`; large: side of the square that each photo is decoded to, once, in pixels;
-    n_valid: how many training photos are cut off for validation, by default a sixth, the same for every seed.
-    The photos themselves stay on disk: `.train.x` are uint8 images `[n, 3, large, large]` on the CPU.
-    Raises `DownloadError` where files are missing and cannot be had, `DamagedFileError` where one is damaged,
-    `DataError` where the disk has no room for the decoded photos.
+    root: see `data_root`; large: side in pixels of the square that each photo is decoded to, once;
+    n_valid: how many training photos are cut off for validation, by default a sixth, the same for
+    every seed. Raises `DownloadError` where files are missing and cannot be had, `DamagedFileError`
+    where one is damaged, `DataError` where the disk has no room for the decoded photos.
     """
-    return _photo_loaders(pets_source(root), size, large, batch_size, n_valid, device, seed, download)
+    return _photo_loaders(
+        pets_source(root), size, large, batch_size, n_valid, device, seed, download)
 
 
-def imagenette(root=None, size=128, large=160, batch_size=64, n_valid=None, device=None, seed=0, download=True):
+def imagenette(root=None, size=128, large=160, batch_size=64, n_valid=None, device=None, seed=0,
+               download=True):
     """Imagenette (Howard, 2019), ten easy classes of ImageNet; else like `pets`.
 
     The archive is the smallest whose shorter sides, 160, 320 or all pixels, are at least `large`;
     its `val` photos are the test part.
     """
-    return _photo_loaders(imagenette_source(root, large), size, large, batch_size, n_valid, device, seed, download)
+    return _photo_loaders(
+        imagenette_source(root, large), size, large, batch_size, n_valid, device, seed, download)

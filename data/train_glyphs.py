@@ -64,7 +64,8 @@ def write_weights(path, n_batches):
     write_whole(path, data)
     print(f"{path.name}: {n_batches:,} batches in {time.perf_counter() - start:.0f} s, {reached:.1%} of "
           f"{len(fresh) * fresh.batch_size:,} fresh glyphs right, {len(data):,} bytes")
-    print(f"sha256 {hashlib.sha256(data).hexdigest()} (it stands in chapter 11 and in data/README.md)", flush=True)
+    print(f"sha256 {hashlib.sha256(data).hexdigest()} (in course_lib/support/glyphs.py and in data/README.md)",
+          flush=True)
 
 
 @functools.cache

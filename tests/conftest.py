@@ -1,4 +1,5 @@
 """Shared by all tests: a server on this machine that misbehaves on demand, and a small MNIST for it to serve."""
+import contextlib
 import gzip
 import hashlib
 import threading
@@ -58,7 +59,7 @@ class Mirror:
     "A mirror of MNIST on loopback; `fault` says how it misbehaves."
     def __init__(self, files):
         self.archives = {f"/{name}.gz": gzip.compress(data, mtime=0) for name, data in files.items()}
-        self.fault, self.requests, self.stopped = None, [], threading.Event()
+        self.fault, self.requests, self.sent, self.stopped = None, [], 0, threading.Event()
         mirror = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -75,6 +76,7 @@ class Mirror:
         data = self.archives[request.path]
         if self.fault == "403": return request.send_error(403)
         if self.fault == "hang": return self.stopped.wait(20)
+        if self.fault in ("endless", "endless, as announced"): return self.go_on(request)
         if self.fault == "wrong bytes": data = b"<html>Please log in to the hotel's network.</html>"
         request.send_response(200)
         request.send_header("Content-Length", str(len(data)))
@@ -88,6 +90,16 @@ class Mirror:
             request.wfile.flush()
             self.stopped.wait(20)
         else: request.wfile.write(data[:len(data) // 2] if self.fault == "break off" else data)
+
+    def go_on(self, request, n_bytes=2 ** 26):
+        "Zeros until nobody listens, at most 64 MB: a test that fails shall not fill this machine's memory."
+        request.send_response(200)
+        if self.fault == "endless, as announced": request.send_header("Content-Length", str(2 ** 40))
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while self.sent < n_bytes and not self.stopped.is_set():
+                request.wfile.write(bytes(2 ** 16))
+                self.sent += 2 ** 16
 
     def close(self):
         self.stopped.set()

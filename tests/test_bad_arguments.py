@@ -27,7 +27,7 @@ from course_lib import (
     RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SaveBest, TensorLoader, accuracy, affine,
     check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, digits, draw_few, exp, explore,
     features, few_shot, flatten_parameters, freeze, freeze_to, glyph_backbone, gray_to_rgb, imagenet_resnet,
-    imagenette, layer_groups, lin, load_weights, make_fast, one_cycle, pets, poly, replace_head, sgd_step, show,
+    imagenette, layer_groups, lin, load_weights, make_fast, mnist, one_cycle, pets, poly, replace_head, sgd_step, show,
     show_images, small_resnet, sweep, unfreeze, warm_restarts)
 
 LIBRARY = Path(course_lib.__file__).parent
@@ -55,6 +55,7 @@ BAD = {
     "tensor": [3, "x", None, [[1.]], Strange()],
     "images": [3, "x", None, [[1.]], Strange(), torch.zeros(2), torch.zeros(2, 28, 28),
                torch.zeros(2, 1, 8, 8).long()],
+    "gray images": [3, "x", None, [[1.]], Strange(), torch.zeros(2), torch.zeros(2, 28, 28), torch.zeros(2, 3, 8, 8)],
     "params": [3, "x", None, [], [3], ["weight"], torch.zeros(2), [torch.zeros(2).long()], Strange()],
     "module": [3, "x", None, F.relu, nn.Linear, [nn.Linear(2, 2)], Strange()],
     "function": NO_FUNCTIONS,
@@ -68,6 +69,10 @@ BAD = {
     "text": [3, None, [], Strange()],
     "path": [3, None, [], Strange()],
     "control": [None, Strange(), 1j],
+    "momentum": [-.1, 1.1, NAN, INF, "3", [1, 2], {"a": 1}, Strange(), 1j],   # of a running average; None is one
+    "range": [NAN, INF, "3", None, [1, 2, 3], {"a": 1}, Strange(), 1j],     # a number or a pair of them
+    "range above 0": [0, -1.5, NAN, INF, "3", None, [1, 2, 3], {"a": 1}, Strange(), 1j, (-1, 1)],
+    "three betas": [.9, (.9, .9), (1., .9, .9), (.9, -1, .9), ("a", "b", "c"), (NAN, .9, .9), Strange()],
 }
 NUMBERS = {  # more of them, drawn by hypothesis
     "count": st.integers(max_value=0) | st.floats().filter(lambda x: x != round_or_nan(x)),
@@ -136,6 +141,11 @@ def with_figure(make):
     return call
 
 
+def embedded_data(**kwargs): return course_data(**kwargs)
+
+
+embedded_data.of = mnist  # whose arguments it passes on
+
 # name -> (a function to call, good arguments, kind of each argument that is tried)
 OPT = {"lr": "at least 0", "weight_decay": "at least 0", "params": "params"}
 DATA = {"batch_size": "count", "n_train": "count", "n_valid": "count", "seed": "whole", "transform": "function"}
@@ -155,13 +165,13 @@ CALLS = {
     "TensorLoader": (TensorLoader, {"x": X, "y": Y, "batch_size": 8},
                      {"x": "tensor", "y": "tensor", "batch_size": "count", "seed": "whole", "transform": "function"}),
     "RandomAffine": (RandomAffine, {"degrees": 10},
-                     {"degrees": "finite", "translate": "share", "scale": "above 0", "shear": "finite",
+                     {"degrees": "range", "translate": "range", "scale": "range above 0", "shear": "range",
                       "fill": "finite"}),
     "affine": (affine, {"x": X, "angle": torch.zeros(24), "translate": torch.zeros(2, 24), "scale": torch.ones(24),
                         "shear": torch.zeros(2, 24)},
                {"x": "images", "angle": "tensor", "translate": "tensor", "scale": "tensor", "shear": "tensor"}),
     "digits": (digits, {"device": "cpu"}, DATA),
-    "course_data": (course_data, {"root": "no-such-folder", "download": False}, DATA),
+    "course_data": (embedded_data, {"root": "no-such-folder", "download": False}, DATA),
     "Learner": (Learner, {"model": net(), "dls": loaders(), "loss_func": F.cross_entropy, "lr": .1},
                 {"model": "module", "dls": "dls", "loss_func": "function", "opt_func": "function", "lr": "at least 0",
                  "cbs": "callbacks", "metrics": "functions", "splitter": "function"}),
@@ -175,7 +185,7 @@ CALLS = {
                  "stop_factor": "above 1", "on_step": "function"}),
     "fit_one_cycle": (method("fit_one_cycle"), {"n_epochs": 1, "max_lr": .1},
                       {"n_epochs": "count", "max_lr": "at least 0", "div": "above 0", "div_final": "above 0",
-                       "pct_start": "share", "betas": "betas", "cbs": "callbacks"}),
+                       "pct_start": "share", "betas": "three betas", "cbs": "callbacks"}),
     "fine_tune": (method("fine_tune"), {"n_epochs": 1, "base_lr": .1},
                   {"n_epochs": "count", "base_lr": "at least 0", "freeze_epochs": "natural", "lr_mult": "above 0",
                    "cbs": "callbacks"}),
@@ -216,22 +226,22 @@ CALLS = {
               {"model": "module", "loss_func": "function", "opt_func": "function", "dl": "loader", "n_steps": "count",
                "grid": "grid", "seed": "whole", "on_step": "function", "max_bytes": "count"}),
     "BatchNorm1d": (applied(BatchNorm1d, torch.randn(4, 3)), {"num_features": 3},
-                    {"num_features": "count", "eps": "above 0", "momentum": "share"}),
+                    {"num_features": "count", "eps": "above 0", "momentum": "momentum"}),
     "BatchNorm2d": (applied(BatchNorm2d, torch.randn(4, 3, 2, 2)), {"num_features": 3},
-                    {"num_features": "count", "eps": "above 0", "momentum": "share"}),
+                    {"num_features": "count", "eps": "above 0", "momentum": "momentum"}),
     "BatchNorm3d": (applied(BatchNorm3d, torch.randn(4, 3, 2, 2, 2)), {"num_features": 3},
-                    {"num_features": "count", "eps": "above 0", "momentum": "share"}),
+                    {"num_features": "count", "eps": "above 0", "momentum": "momentum"}),
     "LayerNorm": (applied(LayerNorm, torch.randn(4, 3)), {"normalized_shape": 3},
-                  {"normalized_shape": "count", "eps": "above 0"}),
+                  {"normalized_shape": "count", "eps": "at least 0"}),
     "GroupNorm": (applied(GroupNorm, torch.randn(4, 6)), {"num_groups": 2, "num_channels": 6},
-                  {"num_groups": "count", "num_channels": "count", "eps": "above 0"}),
+                  {"num_groups": "count", "num_channels": "count", "eps": "at least 0"}),
     "replace_head": (replace_head, {"model": net(), "n_classes": 3}, {"model": "module", "n_classes": "count"}),
     "layer_groups": (layer_groups, {"model": net()}, {"model": "module"}),
     "freeze": (freeze, {"model": net()}, {"model": "module"}),
     "unfreeze": (unfreeze, {"model": net()}, {"model": "module"}),
     "freeze_to": (freeze_to, {"model": net(), "n": -1}, {"model": "module", "n": "whole"}),
     "features": (features, {"model": net(), "x": X}, {"model": "module", "x": "tensor", "batch_size": "count"}),
-    "gray_to_rgb": (gray_to_rgb, {"x": X}, {"x": "images"}),
+    "gray_to_rgb": (gray_to_rgb, {"x": X}, {"x": "gray images"}),
     "load_weights": (load_weights, {"model": net(), "weights": net().state_dict(), "source": "there"},
                      {"model": "module", "weights": "dls"}),
     "small_resnet": (small_resnet, {"n_classes": 3}, {"n_classes": "count"}),
@@ -285,10 +295,15 @@ def said_by_us(error):
     return ours and re.search(r"\braise\b", raised) is not None
 
 
+# Errors that speak of an argument in another word.
+SAID = {"params": "parameter", "betas": "beta", "dl": "loader", "max_bytes": "may be used", "schedules": "function"}
+
+
 def says_what(error, argument, value):
     "Do the words name the argument, or show the value that was given?"
-    words, value = str(error).lower(), repr(value).lower()
-    names = {argument, argument.replace("_", " "), *argument.split("_")} - {"n"}
+    words, inside = str(error).lower(), set(value) if isinstance(value, dict) else set()
+    value = repr(value).lower()
+    names = {*inside, SAID.get(argument, argument), argument, argument.replace("_", " "), *argument.split("_")} - {"n"}
     return any(name in words for name in names) or value[:20] in words
 
 
@@ -320,7 +335,7 @@ def test_a_bad_argument_is_a_clear_error(name, argument, tmp_path, monkeypatch, 
     call, good, kinds = CALLS[name]
     value = data.draw(bad(kinds[argument]))
     if value is None and optional(call, argument): return
-    with pytest.raises((ValueError, TypeError, DataError, OSError, RuntimeError)) as caught:
+    with pytest.raises((ValueError, TypeError, DataError, OSError, RuntimeError, MemoryError)) as caught:
         call(**{**good, argument: value})
     error = caught.value
     assert said_by_us(error), f"leaked: {type(error).__name__}: {error}"

@@ -90,6 +90,7 @@ def state(learn):
     return flat({"model": dict(learn.model.state_dict()), "opt": learn.opt and learn.opt.state_dict(),
                  "lr": str(learn.lr), "epochs": learn.epochs_done,
                  "loader": [getattr(loader, "epoch", None), *generators],
+                 "grad mode": torch.is_grad_enabled(),
                  "random": [random.getstate(), {k: v.tolist() if isinstance(v, np.ndarray) else v
                                                 for k, v in np.random.get_state(legacy=False)["state"].items()},
                             torch.get_rng_state()]})

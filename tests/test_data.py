@@ -1,5 +1,6 @@
 """Data against references: scikit-learn's digits, torchvision's MNIST and affine map, and files that are not what they
 should be."""
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from torchvision import datasets, transforms
 from torchvision.transforms.functional import affine as torchvision_affine
 
 from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
+from course_lib.figures.data import affine_explorer
+from course_lib.support import files
 from course_lib.support.files import CHECKOUT, DamagedFileError, data_root
 from course_lib.support.tensors import default_device
+from drive import drive
 
 
 def test_embedded_digits_are_scikit_learns():
@@ -38,6 +42,28 @@ def test_normalised_by_the_training_images(mnist_folder):
     for dls in (mnist(mnist_folder, device="cpu"), digits(device="cpu"), digits(device="cpu", n_train=37)):
         assert abs(dls.train.x.mean()) < 1e-4 and abs(dls.train.x.std() - 1) < 1e-4
         assert dls.train.x.dtype == torch.float32 and dls.train.y.dtype == torch.int64
+
+
+def damaged_digits():
+    "The bytes of digits.npz, damaged in 120 ways: cut off, a few bytes changed, a block of zeros, nothing, a web page."
+    data, rng = (CHECKOUT / "data" / "digits.npz").read_bytes(), np.random.default_rng(0)
+    for _ in range(30): yield data[:rng.integers(len(data))]
+    for _ in range(59):
+        changed = np.frombuffer(data, np.uint8).copy()
+        places = rng.integers(len(data), size=rng.integers(1, 5))
+        changed[places] ^= rng.integers(1, 256, size=len(places), dtype=np.uint8)
+        yield changed.tobytes()
+    for start in rng.integers(len(data) - 64, size=29): yield data[:start] + bytes(64) + data[start + 64:]
+    yield b""
+    yield b"<html>403</html>" * 99
+
+
+def test_damaged_digits_are_named_whatever_the_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "embedded", lambda name: tmp_path / name)
+    with pytest.raises(DamagedFileError, match="digits.npz"): digits()
+    for data in damaged_digits():
+        (tmp_path / "digits.npz").write_bytes(data)
+        with pytest.raises(DamagedFileError, match="digits.npz"): digits()
 
 
 def test_the_split_does_not_depend_on_the_seed():
@@ -154,9 +180,20 @@ def test_torchs_dataloader_may_stand_in():
     ((torch.zeros(3), torch.zeros(3), -1), "at least 1"), ((torch.zeros(3), torch.zeros(3), 1.5), "whole number"),
     ((torch.zeros(0), torch.zeros(0), 1), "no batch"),
     ((np.zeros(3), torch.zeros(3), 1), "must be tensors, not ndarray"),
-    (([1, 2], [1, 2], 1), "must be tensors, not list")])
+    (([1, 2], [1, 2], 1), "must be tensors, not list"), ((torch.tensor(1.), torch.zeros(1), 1), "axis of items"),
+    ((torch.zeros(3), torch.zeros(3), 2, False, None, False, "seed"), "seed must be a whole number"),
+    ((torch.zeros(3), torch.zeros(3), 4, False, None, True), "no batch of 4 with drop_last=True")])
 def test_bad_loaders_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message): TensorLoader(*arguments)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"n_valid": 0}, "n_valid must be from 1 to 1,496"), ({"n_valid": 1497}, "n_valid must be from 1 to 1,496"),
+    ({"n_train": 0}, "n_train must be from 1 to 1,248"), ({"n_train": 1249}, "n_train must be from 1 to 1,248"),
+    ({"n_train": 1000, "n_valid": 1000}, "n_train must be from 1 to 497"),
+    ({"n_train": 9.5}, "n_train must be a whole number"), ({"n_valid": "many"}, "n_valid must be a whole number")])
+def test_parts_that_are_not_there_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message): digits(device="cpu", **wrong)
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 20, 33)])
@@ -225,6 +262,35 @@ def test_the_background_stays_background():
     ({"degrees": (10, -10)}, "upside down"), ({"degrees": float("nan")}, "finite"),
     ({"degrees": 5, "translate": (1.5, 0)}, "shares from 0 to 1"), ({"degrees": 5, "scale": (-1, 1)}, "positive"),
     ({"degrees": 5, "shear": (1, 2, 3)}, "2 or 4"), ({"degrees": 5, "translate": .1}, "translate: expected 2"),
-    ({"degrees": 5, "scale": 1.1}, "scale: expected 2"), ({"degrees": 5, "shear": 90}, "between -90 and 90")])
+    ({"degrees": 5, "scale": 1.1}, "scale: expected 2"), ({"degrees": 5, "shear": 90}, "between -90 and 90"),
+    ({"degrees": None}, "degrees: expected 2"), ({"degrees": "10"}, "degrees: expected 2"),
+    ({"degrees": (0, "b")}, "degrees: expected 2"), ({"degrees": 5, "scale": 0}, "scale: expected 2"),
+    ({"degrees": 5, "scale": "ab"}, "scale: expected 2"),
+    ({"degrees": 5, "shear": (None, 1)}, "shear: expected 2 or 4")])
 def test_bad_affines_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): RandomAffine(**wrong)
+
+
+WORDS = re.compile(r"Turned by (-?\d+)°, (\d\.\d\d) times as large, sheared by (-?\d+)°, "
+                   r"(?:(\d+) (pixels?) to the (left|right)|not shifted): (\d+)% of the ink\.")
+
+
+def test_the_affine_figure_says_and_shows_what_torchvision_does():
+    images = torch.stack([digits(device="cpu").valid.x[i] for i in range(3)])
+    explorer, first = affine_explorer(images), images.min()
+    shown = lambda: torch.stack([torch.as_tensor(artist.get_array()) for artist in explorer.figure.artists])
+    for state, words in drive(explorer, also=lambda s: [abs(s["right"])]):
+        turned, scale, sheared, n, unit, side, ink = WORDS.fullmatch(words).groups()
+        assert (int(turned), float(scale), int(sheared)) == (
+            state["angle"], pytest.approx(state["scale"], abs=.0051), state["shear"])
+        assert int(n or 0) * (-1 if side == "left" else 1) == state["right"]
+        assert unit == (None if n is None else "pixel" if n == "1" else "pixels")
+        moved = torch.stack([torchvision_affine(
+            image - first, state["angle"], [state["right"], 0], state["scale"], [state["shear"], 0],
+            interpolation=transforms.InterpolationMode.BILINEAR) for image in images])
+        share = float(moved.sum() / (images - first).sum())
+        assert state["ink"] == pytest.approx(share, abs=1e-3) and int(ink) == pytest.approx(100 * share, abs=.6)
+        explorer.set(**{name: state[name] for name in explorer.controls})
+        torch.testing.assert_close(shown(), (moved + first)[:, 0], atol=1e-3, rtol=0)
+    for n, words in ((0, "not shifted"), (1, "1 pixel to the right"), (-1, "1 pixel to the left"), (2, "2 pixels")):
+        assert words in explorer.words(explorer.set(right=n))

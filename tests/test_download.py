@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -41,6 +43,28 @@ def test_a_fault_is_named_and_leaves_nothing(mirror, tmp_path, fault):
     assert files_under(tmp_path) == []
 
 
+@pytest.mark.parametrize("fault", ["endless", "endless, as announced"])
+@pytest.mark.parametrize("missing", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_body_without_an_end_is_cut_off_at_the_known_size(mirror, tmp_path, small_mnist, fault, missing):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, data in small_mnist.items():
+        if name != missing: (raw / name).write_bytes(data)
+    mirror.fault = fault
+    with pytest.raises(DownloadError, match="more than the [0-9,]+ bytes"): mnist(tmp_path)
+    assert missing not in files_under(tmp_path) and len(files_under(tmp_path)) == 3
+    # what was on its way when we stopped listening lies in the system's buffers
+    assert mirror.sent <= files.MNIST_BYTES[f"{missing}.gz"] * (fault == "endless") + 2 ** 24
+
+
+def test_a_body_of_just_the_known_size_is_taken(mirror, tmp_path, small_mnist, monkeypatch):
+    sizes = {path.lstrip("/"): len(data) for path, data in mirror.archives.items()}
+    monkeypatch.setattr(files, "MNIST_BYTES", sizes)
+    mnist(tmp_path, device="cpu")
+    monkeypatch.setattr(files, "MNIST_BYTES", {name: n - 1 for name, n in sizes.items()})
+    with pytest.raises(DownloadError, match="more than the"): mnist(tmp_path / "again", device="cpu")
+
+
 def test_a_trickle_is_given_up(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "TRICKLE_S", 1)
     mirror.fault = "trickle"
@@ -50,6 +74,15 @@ def test_a_trickle_is_given_up(mirror, tmp_path, monkeypatch):
 
 def test_a_name_look_up_that_hangs_is_given_up(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: mirror.stopped.wait(20) or [])
+    with pytest.raises(DownloadError, match="timed out, no answer in 3 s"): mnist(tmp_path)
+
+
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), urllib.error.URLError(TimeoutError("timed out"))],
+                         ids=repr)
+def test_no_answer_is_said_alike_whoever_notices_it_first(mirror, tmp_path, monkeypatch, error):
+    "Our clock and the socket's run equally long: on a busy machine either may be the first."
+    def give_up(*args, **kwargs): raise error
+    monkeypatch.setattr(urllib.request, "urlopen", give_up)
     with pytest.raises(DownloadError, match="timed out, no answer in 3 s"): mnist(tmp_path)
 
 
@@ -147,6 +180,22 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt): files.write_whole(tmp_path / "name", b"whole")
     assert files_under(tmp_path) == []
+
+
+def test_a_file_is_seen_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "new folder" / "name"
+    with files.whole_file(path) as part:
+        part.write_bytes(b"half")
+        assert not path.exists() and part.parent == path.parent  # on one disk: moving it takes no copy
+        part.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole" and files_under(tmp_path) == ["name"]
+    for error in (KeyboardInterrupt, OSError):
+        with pytest.raises(error), files.whole_file(path) as part:
+            part.write_bytes(b"half")
+            raise error
+        assert path.read_bytes() == b"whole" and files_under(tmp_path) == ["name"]
+    with pytest.raises(FileNotFoundError), files.whole_file(path): pass  # nothing was written
+    assert path.read_bytes() == b"whole"
 
 
 def test_without_download_absence_is_said(mirror, tmp_path):

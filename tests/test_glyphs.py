@@ -13,7 +13,6 @@ from matplotlib import get_data_path
 from PIL import ImageFont
 from torch import nn
 
-import course_lib.transfer as transfer
 from course_lib.support import glyphs
 from course_lib.data import DataLoaders, digits
 from course_lib.support.files import CHECKOUT, DamagedFileError
@@ -108,6 +107,31 @@ def test_an_epoch_has_all_classes_and_batches_like_mnist():
     assert torch.cat(seen).unique().tolist() == list(range(62))
 
 
+def spread(images):
+    "How far the ink of images `[n, 1, 28, 28]` spreads from its middle: across and down, `[n, 2]`, in pixels."
+    ink, at = (images - images.amin((-2, -1), keepdim=True))[:, 0], torch.arange(28.)
+
+    def deviation(weights):  # [n, 28]
+        weights = weights / weights.sum(1, keepdim=True)
+        return (weights @ at**2 - (weights @ at)**2).sqrt()
+    return torch.stack([deviation(ink.sum(1)), deviation(ink.sum(2))], 1)
+
+
+@pytest.mark.parametrize("affine", [.5, 1.])
+@pytest.mark.parametrize("wide, high", [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (1, -1)])
+def test_glyphs_are_stretched_between_known_factors(wide, high, affine):
+    "Across by 1 + affine · (−.4 to .15), down by 1 + affine · (−.2 to .15): handwriting is narrower than print."
+    loader = GlyphLoader(1, affine=affine, stroke=0, elastic=0, device="cpu")
+    targets, fonts, draws = torch.arange(62), torch.full((62,), 4), torch.zeros(7, 62)
+    draws[3], draws[4] = wide, high
+    waves = torch.zeros(62, 2, 4, 4)
+    stretched = spread(loader._drawn(targets, fonts, draws, waves)[0])
+    plain = spread(F.avg_pool2d(glyph_bank()[1, :, 4, None].float(), 2))
+    across, down = 1 + affine * (.275 * wide - .125), 1 + affine * (.175 * high - .025)
+    # the median: the hairline of a j says little
+    torch.testing.assert_close((stretched / plain).median(0)[0], torch.tensor([across, down]), rtol=0, atol=.02)
+
+
 @pytest.mark.parametrize("options, message", [({"n_batches": 0}, "n_batches"), ({"batch_size": 1.5}, "batch_size"),
                                               ({"elastic": -1}, "elastic"), ({"stroke": float("nan")}, "stroke")])
 def test_what_gives_no_glyphs_is_refused(options, message):
@@ -119,7 +143,7 @@ def test_the_weights_are_those_that_the_readme_names():
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     section = (CHECKOUT / "data" / "README.md").read_text(encoding="utf-8").partition("## glyphs.safetensors")[2]
     assert path.stat().st_size <= 2_000_000
-    assert re.search("[0-9a-f]{64}", section)[0] == sha256 == transfer.GLYPHS_SHA256 == glyph_curves()["weights_sha256"]
+    assert re.search("[0-9a-f]{64}", section)[0] == sha256 == glyphs.GLYPHS_SHA256 == glyph_curves()["weights_sha256"]
     assert sum(p.numel() for p in small_resnet().parameters()) == 310_382
 
 
@@ -135,7 +159,7 @@ def test_the_backbone_names_fresh_glyphs():
 def copied(tmp_path, monkeypatch):
     "The weights of the course, where a test may damage them."
     path = shutil.copy(CHECKOUT / "data" / "glyphs.safetensors", tmp_path / "glyphs.safetensors")
-    for module in (transfer, glyphs): monkeypatch.setattr(module, "embedded", lambda name: tmp_path / name)
+    monkeypatch.setattr(glyphs, "embedded", lambda name: tmp_path / name)
     return path
 
 
@@ -165,7 +189,7 @@ def test_own_weights(tmp_path):
 
 
 def test_damaged_curves(tmp_path, monkeypatch):
-    for module in (transfer, glyphs): monkeypatch.setattr(module, "embedded", lambda name: tmp_path / name)
+    monkeypatch.setattr(glyphs, "embedded", lambda name: tmp_path / name)
     for content in (None, b"", b'{"seed": 0'):
         if content is not None: (tmp_path / "glyphs_curves.json").write_bytes(content)
         with pytest.raises(DamagedFileError, match="glyphs_curves.json"): glyph_curves()
@@ -205,6 +229,13 @@ def test_few_shot_repeats_and_leaves_backbone_and_random_numbers_alone(one_threa
     assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(torch.get_rng_state(), before) and not backbone.training
     with pytest.raises(ValueError, match="way must be one of"): few_shot(few, rest, "gradually")
+
+
+@pytest.mark.parametrize("n_steps", [-1, 0, 2.5, None, "10"])
+def test_few_shot_ends(n_steps):
+    few = torch.randn(20, 1, 28, 28), torch.arange(20) % 10
+    with pytest.raises(ValueError, match="n_steps must be a whole number, at least 1"):
+        few_shot(few, few, "scratch", n_steps=n_steps)
 
 
 @every_device

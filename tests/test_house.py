@@ -1,6 +1,8 @@
 """The house: who may know whom, what an import loads, and what the library offers at its top."""
 import ast
 import inspect
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -103,17 +105,40 @@ def test_an_import_loads_neither_figures_nor_widgets_nor_torchvision():
     assert "matplotlib" in loaded("from course_lib import show")  # so that the test can fail
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_each_lesson_imports_on_its_own(lesson):
-    assert loaded(f"import course_lib.{lesson}; from course_lib.learner import Learner; "
-                  "Learner.lr_find, Learner.save, Learner.fit_one_cycle, Learner.fine_tune, Learner.tta") == set()
+ROOMS = [f"course_lib.{lesson}" for lesson in LESSONS] + [
+    f"course_lib.{floor}.{path.stem}" for floor in ("support", "figures")
+    for path in sorted((LIBRARY / floor).glob("*.py")) if path.stem != "__init__"]
+EACH_ALONE = """
+import importlib, json, os, sys, torch  # torch once: it takes most of the time
+for name in sys.argv[2:]:
+    if os.fork(): os.wait(); continue
+    problem = ""
+    try:
+        importlib.import_module(name)
+        from course_lib.learner import Learner
+        Learner.lr_find, Learner.save, Learner.fit_one_cycle, Learner.fine_tune, Learner.tta
+    except BaseException as error: problem = repr(error)
+    with open(sys.argv[1], "a") as file:
+        shown = [m for m in ("matplotlib", "ipywidgets", "IPython", "torchvision") if m in sys.modules]
+        print(json.dumps([name, problem, shown]), file=file)
+    os._exit(0)
+"""
 
 
-@pytest.mark.parametrize("path", sorted([*(LIBRARY / "support").glob("*.py"), *(LIBRARY / "figures").glob("*.py")]),
-                         ids=lambda path: f"{path.parent.name}.{path.stem}")
-def test_each_room_imports_on_its_own(path):
-    name = "" if path.stem == "__init__" else f".{path.stem}"
-    loaded(f"import course_lib.{path.parent.name}{name}")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "Each room imported in a process of its own: name -> what went wrong, and what it loaded that shows or draws."
+    results = tmp_path_factory.mktemp("rooms") / "results"
+    done = subprocess.run([sys.executable, "-c", EACH_ALONE, results, *ROOMS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: rest for name, *rest in map(json.loads, results.read_text().splitlines())}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_imports_on_its_own_methods_included(room, alone):
+    problem, shown = alone[room]
+    assert not problem
+    if not re.match(r"course_lib\.(figures|support\.(plots|curves|live))", room): assert shown == []
 
 
 def test_the_surface_is_one_that_can_be_known():

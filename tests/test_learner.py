@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import random
+import re
 import warnings
 from collections import namedtuple
 from functools import partial
@@ -18,12 +19,15 @@ from torch import nn
 
 from course_lib.adam import Adam
 from course_lib.data import TensorLoader
+from course_lib.figures.learner import cancel_explorer
 from course_lib.learner import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
     CancelTrainException, CancelValidateException, Learner, ModelResetter, RNNRegularizer, TerminateOnNaN, accuracy)
-from course_lib.support.callbacks import in_order
 from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step
+from course_lib.support.callbacks import in_order
+from course_lib.support.flat import flatten_parameters
+from drive import check_words, drive, words_of
 from tiny import with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -246,6 +250,42 @@ def test_a_callbacks_hook_may_cancel_whoever_listens(listener, cancel):
     by_hand(model := net(), [pairs(3)[0], *([pairs(3)[2]] if cancel is CancelBatchException else [])],
             TORCH_SGD(model.parameters()))
     assert_same(learn.model, model)
+
+
+# The live figure
+
+def test_the_live_figure_counts_what_the_table_of_events_says():
+    "Each exception in each event, against the table; and each number in the words against the state."
+    explorer, n_whole = cancel_explorer(), len(written_out("f( e( T V e) f)").split())
+    seen = drive(explorer)
+    assert {s["raised"] for s, _ in seen} == {"nothing", *(cancel.__name__ for cancel in CANCELS)}
+    assert len({s["event"] for s, _ in seen}) == 16
+    for event, error, place, head, tail in (case.values for case in cases()):
+        if place != "fit" or error not in CANCELS: continue
+        shorts = written_out(f"{head} {tail.replace('✗', '')}").split()
+        n_ran = sum("!" not in short for short in shorts)
+        state, words = explorer.set(exception=error.__name__, event=event), words_of(explorer)
+        assert state == {"raised": error.__name__, "event": event, "n_events": len(shorts),
+                         "n_skipped": n_whole - n_ran, "n_steps": shorts.count("s)") - (event == "before_step"),
+                         "caught": "✗" not in tail}
+        check_words(state, words)
+        assert not re.search(r"\b1 \w+s\b", words) and ("raises it" in words) == ("✗" in tail)
+        state = explorer.set(exception="nothing", event=event)
+        assert state == {"raised": "nothing", "event": event, "n_events": n_whole, "n_skipped": 0, "n_steps": 2,
+                         "caught": True}
+        check_words(state, words_of(explorer))
+
+
+def test_the_live_figure_runs_a_readers_own_loop_and_exceptions():
+    class Mine(CancelBatchException): pass
+    class Own(Learner):
+        n_made = 0
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            Own.n_made += 1
+    explorer, before = cancel_explorer(Own, {"Mine": Mine}), Own.n_made
+    state = explorer.set(exception="Mine", event="after_loss")
+    assert state["raised"] == "Mine" and state["caught"] and state["n_steps"] == 1 and Own.n_made > before > 0
 
 
 # Errors
@@ -770,6 +810,7 @@ def vector(pred, y): return (pred - y).abs().mean(1)
 def words(pred, y): return "half"
 
 
+def named(name): return type(name, (), {"__call__": lambda self, pred, y: F.l1_loss(pred, y)})()
 def plain_float(pred, y): return .5
 def loss(pred, y): return F.mse_loss(pred, y)
 def no_default(params): return Optimizer(params, [sgd_step])
@@ -840,6 +881,15 @@ twin = A()
     (lambda: learner(metrics=[accuracy, accuracy]), ValueError, "name of its own.*accuracy"),
     (lambda: learner(metrics=[partial(F.l1_loss), F.l1_loss]), ValueError, "name of its own.*l1_loss"),
     (lambda: learner(metrics=[loss]), ValueError, "none may be called 'loss'"),
+    *((lambda name=name: learner(metrics=[named(name)]), ValueError, f"none may be called .*'{name}'.*got")
+      for name in ("train_loss", "valid_loss", "epoch", "batches", "seconds", "time")),
+    (lambda: learner(splitter=3), ValueError, "splitter must be a function, not 3"),
+    (lambda: learner(splitter=lambda model: None).fit(1), ValueError, "splitter must give lists.*not None"),
+    (lambda: learner(opt_func=lambda groups: None).fit(1), ValueError, "opt_func must give an optimizer, not None"),
+    (lambda: RNNRegularizer("a lot"), ValueError, "alpha and beta must be .* not 'a lot' and"),
+    (lambda: accuracy(torch.ones(4, 3), torch.ones(4, 1)), ValueError, r"pred \[4, 3\] and targets \[4, 1\]"),
+    (lambda: accuracy(torch.ones(4, 3), 1), ValueError, r"pred \[4, 3\] and targets 1"),
+    (lambda: accuracy(torch.ones(4), torch.ones(4)), ValueError, r"pred \[4\] and targets \[4\]"),
     (lambda: learner(loss_func=vector).fit(1), ValueError, r"loss must be one number.*\[4\]"),
     (lambda: learner(loss_func=plain_float).fit(1), ValueError, "loss must be a tensor, not 0.5"),
     (lambda: learner(model=nn.Flatten(), opt_func=SGD).fit(1), ValueError, "no parameters"),
@@ -1195,6 +1245,7 @@ def test_a_callback_changes_the_rate_and_the_optimizer():
     assert [group["lr"] for group in learn.opt.param_groups] == pytest.approx([.02, .2])
 
 
+@pytest.mark.filterwarnings("ignore:The optimizer knows nothing")
 def test_a_callback_changes_model_and_number_of_epochs():
     other, seen = net(5), []
     learn = learner(valid=None, opt_func=torch.optim.SGD, lr=.1)
@@ -1415,6 +1466,174 @@ def test_ctrl_c_at_any_line_where_callbacks_are_taken_in_locks_no_learner():
                                    [torch.ones(2, 3)], (torch.ones(2, 3),) * 3])
 def test_only_a_pair_is_a_batch(batch):
     with pytest.raises(ValueError, match="pairs"): learner([batch], None).fit(1)
+
+
+class Grads(Callback):
+    "Whether gradients are recorded, when the loop calls."
+    def __init__(self): self.seen = set()
+    def after_pred(self, learn): self.seen.add((learn.training, torch.is_grad_enabled()))
+
+
+LINES = {"fit", "validate", "predict", "keep_modes", "keep_grad_mode", "set_modes", "__init__", "__enter__", "__exit__",
+         *(name for cls in Learner.__mro__ for name in vars(cls) if name.startswith("_") and name[1] != "_")}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("work", [lambda learn: learn.validate(), lambda learn: learn.predict(torch.ones(2, 3))],
+                         ids=["validate", "predict"])
+def test_ctrl_c_at_any_line_gives_modes_and_grad_mode_back(work, grad):
+    "Modes of the model, torch's recording of gradients, and what the learner keeps; Python does not interrupt a `try`."
+    def attempt(at):
+        learn = learner(1, 2, model=noisy_net(), metrics=[F.l1_loss], cbs=[A()])
+        learn.fit(1)
+        learn.model.train()
+        learn.model[0].eval()
+        modes, books = [module.training for module in learn.model.modules()], dict(vars(learn))
+        with torch.set_grad_enabled(grad):
+            lines = with_ctrl_c(lambda: work(learn), at, LINES, but=("finally:", "try: set_modes"))
+            found = torch.is_grad_enabled()
+        assert found == grad, f"line {at}"
+        assert [module.training for module in learn.model.modules()] == modes, f"line {at}"
+        assert all(vars(learn)[name] is value for name, value in books.items()), f"line {at}"
+        return lines
+    n_lines = attempt(0)
+    assert n_lines > 10
+    for at in range(1, n_lines + 1): attempt(at)
+
+
+def test_ctrl_c_at_any_line_of_a_fit_leaves_a_learner_that_can_fit():
+    def attempt(at):
+        learn, grads = learner(1, 1, metrics=[F.l1_loss], cbs=[A()]), Grads()
+        lines = with_ctrl_c(lambda: learn.fit(1), at, LINES, but="finally:")
+        assert torch.is_grad_enabled() and learn.fit_cbs is None, f"line {at}"
+        if at % 5 == 0: learn.fit(1, cbs=[grads])
+        assert grads.seen == (set() if at % 5 else {(True, True), (False, False)})
+        return lines
+    n_lines = attempt(0)
+    assert n_lines > 100
+    for at in range(1, n_lines + 1): attempt(at)
+
+
+class Says:
+    "A loader that says it has `length` batches, and gives those of its list, or each of them once only."
+    def __init__(self, length, batches): self.length, self.batches = length, batches
+    def __len__(self): return self.length
+    def __iter__(self): return iter(self.batches)
+
+
+def test_a_loader_that_gives_no_batch_is_no_epoch():
+    for train, valid, part in ((Says(3, []), None, "training"), (pairs(2), Says(3, []), "validation"),
+                               (Says(2, iter(pairs(2))), None, "training")):  # the last one: in the second epoch
+        learn = learner(train, valid, cbs=[A()])
+        with pytest.raises(ValueError, match=f"{part} loader gave no batch, though its length is [23]"): learn.fit(2)
+        assert learn.epochs_done == (part == "training" and train.length == 2) and learn.iter == 0
+        assert "valid_loss" not in learn.results
+    learn = learner(2, None)
+    with pytest.raises(ValueError, match="validation loader gave no batch"): learn.validate(Says(1, []))
+    learn.fit(1)
+
+
+@pytest.mark.parametrize("n", [2, 6])
+def test_a_loader_that_gives_others_than_it_says_counts_what_came_with_a_warning(n):
+    learn, progress = learner(Says(4, pairs(n)), Says(4, pairs(n, last=1, seed=2)), cbs=[A()]), []
+    follow = on(after_batch=lambda learn: learn.training and progress.append(learn.pct_train))
+    with pytest.warns(UserWarning) as caught: learn.fit(1, cbs=[follow])
+    assert [re.sub(" loader.*", "", str(warning.message)) for warning in caught] == ["The training", "The validation"]
+    assert all(f"gave {n} batches, though its length is 4" in str(warning.message) for warning in caught)
+    losses = by_hand(model := net(), pairs(n), TORCH_SGD(model.parameters()))
+    assert_same(learn.model, model)
+    x, y = map(torch.cat, zip(*pairs(n, last=1, seed=2)))
+    with torch.no_grad(): valid_loss = F.mse_loss(model(x), y).item()
+    assert learn.results == pytest.approx({"train_loss": torch.stack(losses).mean().item(), "valid_loss": valid_loss})
+    assert progress == [0., .25, .5, .75, 1., 1.][:n] and learn.pct_train == 1 and learn.train_iter == n
+    with warnings.catch_warnings():  # a callback that ends the pass is no loader's fault
+        warnings.simplefilter("error")
+        learn.fit(1, cbs=[Throw("after_batch", CancelEpochException())])
+
+
+def test_before_fit_finds_the_counters_of_a_new_fit():
+    names = "epoch n_epoch iter n_iter train_iter pct_train results loss dl smooth_loss epochs_done".split()
+    learn, seen = learner(3, 2), []
+    look = on(before_fit=lambda learn: seen.append([getattr(learn, name) for name in names]))
+    for n in (2, 4): learn.fit(n, cbs=[look])
+    assert seen == [[0, 2, 0, 3, 0, 0., {}, None, None, None, 0], [0, 4, 0, 3, 0, 0., {}, None, None, None, 2]]
+
+
+def test_a_model_that_was_replaced_whole_is_not_left_untrained():
+    learn = learner()
+    learn.fit(1)
+    learn.model, opt = net(5), learn.opt
+    with pytest.raises(ValueError, match=r"knows nothing of 4 of the model's parameters.*reset_opt=True"): learn.fit(1)
+    assert_same(learn.model, net(5))
+    assert learn.opt is opt and learn.epochs_done == 1
+    learn.fit(1, reset_opt=True)
+    by_hand(model := net(5), pairs(4), TORCH_SGD(model.parameters()))
+    assert_same(learn.model, model)
+
+
+def test_a_callback_that_replaces_the_model_has_to_see_to_the_optimizer():
+    learn = learner(valid=None)
+    with pytest.warns(UserWarning, match=r"knows nothing of 4 .*learn\.make_opt\(\)"):
+        learn.fit(1, cbs=[on(before_fit=setting("model", lambda learn: net(5)))])
+    assert_same(learn.model, net(5))
+    learn = learner(valid=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn.fit(1, cbs=[on(before_fit=lambda learn: (setattr(learn, "model", net(5)), learn.make_opt()))])
+    by_hand(model := net(5), pairs(4), TORCH_SGD(model.parameters()))
+    assert_same(learn.model, model)
+
+
+@pytest.mark.parametrize("choose, n", [
+    (lambda groups: [nn.Parameter(torch.ones(2))], 4), (lambda groups: groups[1:], 2),
+    (lambda groups: groups[0]["params"][:1], 3)], ids=["none", "last", "one"])
+def test_an_optimizer_that_does_not_hold_what_learns_is_refused(choose, n):
+    learn = learner()
+    learn.fit(1)
+    opt, learn.opt_func = learn.opt, lambda groups: TORCH_SGD(choose(groups))
+    with pytest.raises(ValueError, match=f"opt_func made.*does not hold {n} of the model's parameters.*freeze"):
+        learn.fit(1, reset_opt=True)
+    assert learn.opt is opt
+    learn.fit(1)
+    by_hand(model := net(), pairs(4) * 2, TORCH_SGD(model.parameters()))
+    assert_same(learn.model, model)
+
+
+def test_an_optimizer_may_leave_out_what_is_frozen_until_it_learns():
+    learn = learner(opt_func=lambda groups: TORCH_SGD([p for g in groups for p in g["params"] if p.requires_grad]))
+    learn.freeze()
+    learn.fit(1)
+    by_hand(model := net(), pairs(4), TORCH_SGD(model[2].parameters()))
+    assert_same(learn.model, model)
+    learn.unfreeze()
+    with pytest.raises(ValueError, match=r"knows nothing of 2 .*reset_opt=True"): learn.fit(1)
+
+
+def test_an_optimizer_may_hold_the_parameters_in_one_buffer():
+    class Flat(torch.optim.SGD):
+        def zero_grad(self, set_to_none=False): super().zero_grad(False)
+    learn = learner(opt_func=lambda groups: Flat([flatten_parameters([p for g in groups for p in g["params"]])], lr=.1))
+    learn.fit(2)
+    by_hand(model := net(), pairs(4) * 2, torch.optim.SGD(model.parameters(), lr=.1))
+    for p, q in zip(learn.model.parameters(), model.parameters(), strict=True): torch.testing.assert_close(p, q)
+    learn.model = net(5)
+    with pytest.raises(ValueError, match="knows nothing of 4"): learn.fit(1)
+
+
+def test_metrics_that_are_changed_later_are_checked_too():
+    learn = learner()
+    learn.metrics = [named("valid_loss")]
+    for call in (lambda: learn.fit(1), learn.validate, lambda: learn.result_names):
+        with pytest.raises(ValueError, match="'valid_loss'.*got"): call()
+    assert learn.epochs_done == 0
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_accuracy_of_outputs_with_more_axes(shape):
+    "A class for each pixel, for example."
+    generator = torch.Generator().manual_seed(0)
+    pred, y = torch.randn(5, 4, *shape, generator=generator), torch.randint(4, (5, *shape), generator=generator)
+    assert accuracy(pred, y).item() == pytest.approx(accuracy_score(y.flatten(), pred.argmax(1).flatten()), abs=1e-7)
 
 
 def test_a_model_without_parameters():

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "nbs").glob("*.ipynb"))
 BADGE = "[![Open this chapter in Colab](images/open-in-colab.svg)](https://colab.research.google.com/github/"
+VIEW = "application/vnd.jupyter.widget-view+json"
 SECTIONS = ["Summary", "Questionnaire", "Further reading"]
 
 
@@ -51,11 +54,23 @@ def test_ran_on_mnist(nb):
 
 
 def test_pictures_have_alt_texts_and_captions(nb):
+    "As HTML (JupyterLab, nbconvert) and as metadata of the PNG (others), the same text in both; below, the caption."
     for cell in code(nb):
-        pictures = [i for i, output in enumerate(cell.outputs) if "image/png" in output.get("data", {})]
-        for i in pictures:
-            assert len(cell.outputs[i].metadata["image/png"]["alt"]) > 10
-            assert cell.outputs[i + 1].data["text/markdown"].startswith("*"), "no caption"
+        shown = [output for output in cell.outputs if "data" in output and VIEW not in output.data]
+        for i, output in enumerate(shown):
+            images = BeautifulSoup(output.data.get("text/html", ""), "html.parser").find_all("img")
+            assert bool(images) == ("image/png" in output.data), "JupyterLab and nbconvert drop the alt text of a PNG"
+            if not images: continue
+            assert len(images) == 1 and len(images[0]["alt"]) > 10
+            assert images[0]["alt"] == output.metadata["image/png"]["alt"]
+            assert shown[i + 1].data["text/markdown"].startswith("*"), "no caption"
+
+
+def test_every_picture_of_the_html_page_has_its_alt_text(nb):
+    page = BeautifulSoup(HTMLExporter().from_notebook_node(nb)[0], "html.parser")
+    pictures = [img for img in page.select(".jp-OutputArea img")]
+    assert len(pictures) >= len([1 for _, output in outputs(nb) if "image/png" in output.get("data", {})])
+    assert all(len(img.get("alt", "")) > 10 for img in pictures)
 
 
 def test_alternative_texts_of_linked_images(nb):

@@ -2,10 +2,13 @@
 that are not what they should be."""
 import hashlib
 import io
+import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +180,45 @@ def test_a_folder_that_changes_is_decoded_anew(server, tmp_path, opened):
     assert len(opened) == 72
 
 
+def test_a_photo_replaced_by_one_of_equal_size_is_decoded_anew(tmp_path):
+    first, second = jpeg(1), jpeg(3)
+    size = max(map(len, (first, second)))
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(first.ljust(size, b"\0"))  # what follows a JPEG's end counts for nothing
+    before, written = decoded([path], tmp_path, 24).clone(), path.stat().st_mtime_ns
+    path.write_bytes(second.ljust(size, b"\0"))
+    os.utime(path, ns=(written + 10**9,) * 2)  # however fast this test is
+    assert path.stat().st_size == size and not torch.equal(decoded([path], tmp_path, 24), before)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["1 x 60,000", "60,000 x 1"])
+@pytest.mark.parametrize("short", [1, 5])
+def test_a_picture_as_thin_as_a_thread_needs_no_giant_in_between(tmp_path, monkeypatch, turned, short):
+    "Its middle is all that is kept; resized as a whole, 1 x 60,000 pixels would be 1,440,000 x 24."
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest, **options: (
+        sizes.append(tuple(size)), resize(self, size, *rest, **options))[1])
+    long = 60_000
+    line = np.full((short, long, 3), (250, 10, 10), np.uint8)
+    line[:, long // 2 - short:long // 2 + short] = (10, 10, 250)  # the middle is blue, and all else red
+    path = tmp_path / "thread.png"
+    Image.fromarray(line.transpose(1, 0, 2) if turned else line).save(path)
+    image = decoded([path], tmp_path, 24)[0]
+    assert image.shape == (3, 24, 24) and (image == torch.tensor([10, 10, 250])[:, None, None]).all()
+    assert sizes and max(width * height for width, height in sizes) <= 10 * 24 * 24
+
+
+@pytest.mark.parametrize("shape", [(30, 299), (299, 30), (7, 57), (24, 1000)])
+def test_a_long_picture_is_torchvisions_to_within_a_pixel(tmp_path, shape):
+    ramp = np.broadcast_to(np.linspace(0, 255, max(shape)), (min(shape), max(shape)))
+    image = Image.fromarray((ramp if shape[1] > shape[0] else ramp.T).astype(np.uint8)).convert("RGB")
+    image.save(tmp_path / "long.png")
+    whole = pictures.pil_to_tensor(pictures.center_crop(pictures.resize(image, 24), 24))
+    step = 255 / (24 * max(shape) / min(shape))  # from one pixel to the next
+    apart = (decoded([tmp_path / "long.png"], tmp_path, 24)[0].float() - whole.float()).abs().max()
+    assert apart <= step + 1  # and rounding
+
+
 def test_another_selection_is_another_file(tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(4)]
     for i, path in enumerate(paths): path.write_bytes(jpeg(i))
@@ -244,6 +286,56 @@ def put_archives(name, root, archives):
     shelf(name, root).mkdir(exist_ok=True)
     for file, content in archives.items():
         if file.startswith("imagenette") == (name == "imagenette"): (shelf(name, root) / file).write_bytes(content)
+
+
+RACE = """
+import json, sys, time
+from pathlib import Path
+from torchvision.datasets import Imagenette, OxfordIIITPet
+from course_lib import transfer
+from course_lib.support import photos
+
+name, root, meeting, me, (pets, imagenette), options = json.loads(sys.argv[1])
+OxfordIIITPet._RESOURCES, Imagenette._ARCHIVES = pets, imagenette
+photos.N_PHOTOS = {"pets": 24, "imagenette": 24}
+unpack, end = photos._unpack, time.monotonic() + 100
+
+def together(source, part):
+    new = unpack(source, part)
+    (Path(meeting) / me).touch()
+    while len(list(Path(meeting).iterdir())) < 3 and time.monotonic() < end: time.sleep(.01)
+    return new
+
+photos._unpack = together  # all three have unpacked before one of them moves
+dls = getattr(transfer, name)(root, **options)
+print(len(dls.train.x), dls.train.x.sum().item(), dls.test.y.tolist())
+"""
+
+
+@pytest.mark.parametrize("name, with_home", [("pets", True), ("imagenette", False), ("imagenette", True)])
+def test_three_processes_that_unpack_at_once_all_get_their_photos(server, tmp_path, archives, name, with_home):
+    root, meeting = tmp_path / "data", tmp_path / "meeting"
+    for folder in (root, meeting): folder.mkdir()
+    put_archives(name, root, archives)
+    if with_home: (root / HOMES[name]).mkdir(exist_ok=True)  # the archives of pets lie in it anyway
+    known = OxfordIIITPet._RESOURCES, Imagenette._ARCHIVES
+    running = [subprocess.Popen([sys.executable, "-c", RACE,
+                                 json.dumps([name, str(root), str(meeting), str(i), known, SMALL])],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(3)]
+    said = [process.communicate(timeout=200) for process in running]
+    assert [process.returncode for process in running] == [0] * 3, said[0][1] + said[1][1] + said[2][1]
+    assert len({out.splitlines()[-1] for out, _ in said}) == 1 and len(list(meeting.iterdir())) == 3
+    assert not list(root.rglob("*.part")) and len(files_under(root, "*.npy")) == 1
+
+
+def test_a_folder_that_another_process_is_filling_is_looked_at_again(server, tmp_path):
+    pets(tmp_path, **SMALL)
+    home = tmp_path / HOMES["pets"]
+    (home / "annotations").rename(tmp_path / "on its way")
+    arrives = threading.Timer(.05, lambda: (tmp_path / "on its way").rename(home / "annotations"))
+    arrives.start()
+    try: assert len(pets(tmp_path, **SMALL).train.x) == 15
+    finally: arrives.join()
 
 
 def test_archives_that_are_there_are_not_fetched(server, tmp_path, name, archives):

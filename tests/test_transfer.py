@@ -1,21 +1,29 @@
 """Transfer against references: torchvision's networks, torch's optimizers, weights that are not what they should be."""
 import copy
+import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from course_lib import (AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy,
                         batchnorm)
+from course_lib.figures.transfer import head_explorer
 from course_lib.support import pretrained
 from course_lib.support.files import DamagedFileError, DownloadError
 from course_lib.support.photos import CenterCrop, RandomResizedCrop
 from course_lib.sweeps import sweep
 from course_lib.support.pretrained import imagenet_resnet, load_weights
 from course_lib.transfer import (
-    MoveStatistics, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, layer_groups, replace_head, unfreeze)
+    MoveStatistics, ResidualBlock, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, layer_groups,
+    replace_head, unfreeze)
+from drive import drive
+from tiny import with_ctrl_c
 
 RESNETS = ["resnet18", "resnet34", "resnet50"]
 
@@ -79,6 +87,121 @@ def test_a_wrong_number_of_classes(n_classes):
                                    nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3))])
 def test_what_has_no_head(model):
     with pytest.raises(ValueError, match="can be replaced"): replace_head(model, 10)
+
+
+class TwoHeads(nn.Module):
+    "A body and two heads side by side; joined: they make one output, beside: the second is used within."
+    def __init__(self, way="two"):
+        super().__init__()
+        self.breed, self.age = nn.Linear(8, 3), nn.Linear(8, 1)
+        self.body, self.way = nn.Linear(4, 8), way
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        if self.way == "one": return self.breed(h)
+        if self.way == "with features": return self.breed(h), h
+        if self.way == "dict": return {"breed": self.breed(h), "age": self.age(h)}
+        if self.way == "looks": return (self.breed(h), self.age(h)) if x.sum() > 0 else self.age(h)
+        return self.breed(h), self.age(h)
+
+
+@pytest.mark.parametrize("way", ["two", "dict"])
+def test_two_heads_are_named_and_left(way):
+    model = TwoHeads(way)
+    said = r"TwoHeads has 2 heads, breed and age.*model\.age = replace_head\(model\.age"
+    for work in (lambda: replace_head(model, 5), lambda: features(model, torch.randn(2, 4))):
+        with pytest.raises(ValueError, match=said): work()
+    assert model.age.out_features == 1
+    model.age = replace_head(model.age, 7)  # the advice
+    assert [part.shape for part in (TwoHeads.forward(model, torch.randn(2, 4)).values() if way == "dict"
+                                    else model(torch.randn(2, 4)))] == [(2, 3), (2, 7)]
+
+
+@pytest.mark.parametrize("way", ["one", "with features"])
+def test_the_head_is_what_the_outputs_come_from_not_what_was_defined_last(way):
+    model = TwoHeads(way)
+    replace_head(model, 5)
+    assert (model.breed.out_features, model.age.out_features, model.body.out_features) == (5, 1, 8)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(features(model, x), model.body(x).relu().detach())
+
+
+def test_a_model_that_looks_at_its_numbers_is_judged_by_its_last_layer():
+    assert replace_head(TwoHeads("looks"), 5).body.out_features == 5  # the last that was defined
+
+
+def test_looking_for_the_head_leaves_model_and_random_numbers_as_they_were():
+    class Remembers(TwoHeads):
+        def forward(self, x):
+            self.seen = self.body(x + torch.rand(1))
+            return self.breed(self.seen)
+    model, before = Remembers(), torch.get_rng_state()
+    weights = {name: p for name, p in model.named_parameters()}
+    features(model, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+    model.seen = None
+    torch.manual_seed(0)
+    replace_head(model, 5)
+    assert model.seen is None and all(p is weights[name] for name, p in model.named_parameters() if "breed" not in name)
+    torch.manual_seed(0)
+    assert torch.equal(model.breed.weight, nn.Linear(8, 5).weight)  # the numbers that torch draws for such a layer
+    torch.set_rng_state(before)
+
+
+class Scaled(nn.Linear):
+    "A subclass whose constructor takes other arguments."
+    def __init__(self, n_in, scale): super().__init__(n_in, 3); self.scale = scale
+    def forward(self, x): return self.scale * super().forward(x)
+
+
+class OwnConv(nn.Conv2d): "Nothing new."
+
+
+@pytest.mark.parametrize("head, x", [
+    (Scaled(4, 30.), torch.randn(2, 4)), (OwnConv(4, 3, 1), torch.randn(2, 4, 5, 5)),
+    (nn.modules.linear.NonDynamicallyQuantizableLinear(4, 3), torch.randn(2, 4))],
+                         ids=["scaled", "conv", "torch's own"])
+def test_a_subclass_is_replaced_by_one_of_its_kind(head, x):
+    model, old = nn.Sequential(nn.Identity(), head), head.weight
+    torch.manual_seed(1)
+    new = replace_head(model, 7)[1]
+    assert type(new) is type(head) and model(x).shape[:2] == (2, 7) and old is head.weight
+    torch.manual_seed(1)
+    plain = nn.Linear(4, 7) if isinstance(head, nn.Linear) else nn.Conv2d(4, 7, 1)
+    assert torch.equal(new.weight, plain.weight) and torch.equal(new.bias, plain.bias)
+    torch.testing.assert_close(model(x), plain(x) * getattr(head, "scale", 1.))
+    assert getattr(new, "out_features" if isinstance(head, nn.Linear) else "out_channels") == 7
+
+
+def test_the_head_of_a_compiled_model():
+    compiled = torch.compile(net(), backend="eager")
+    assert replace_head(compiled, 7) is compiled and features(compiled, torch.randn(2, 1, 12, 12)).shape == (2, 6)
+    assert compiled(torch.randn(2, 1, 12, 12)).shape == (2, 7)
+
+
+def test_a_new_head_learns_and_has_no_hooks_of_the_old():
+    model, seen = net(), []
+    freeze_to(model, 0)
+    for p in model.parameters(): p.requires_grad_(False)
+    model[2][2].register_forward_hook(lambda *parts: seen.append(parts))
+    replace_head(model, 4)
+    model(torch.randn(2, 1, 12, 12))
+    assert all(p.requires_grad for p in model[2][2].parameters()) and seen == []
+
+
+class WithScale(nn.Linear):
+    def __init__(self): super().__init__(4, 3); self.scale = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("head, message", [
+    (WithScale(), "WithScale has scale besides weight and bias.*yourself"),
+    (nn.utils.spectral_norm(nn.Linear(4, 3)), "besides weight and bias"),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), "can be replaced|besides weight and bias"),
+    (nn.LazyLinear(3), "no shape yet.*a batch"), (nn.Bilinear(4, 4, 3), "can be replaced"),
+    (nn.Conv2d(4, 4, 1, groups=2), "7 outputs.*2 groups")])
+def test_what_is_like_a_head_and_cannot_be_replaced(head, message):
+    model = nn.Sequential(nn.Identity(), head)
+    with pytest.raises(ValueError, match=message) as caught: replace_head(model, 7)
+    assert model[1] is head and "nn.Linear: a head that can be replaced is" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -314,6 +437,117 @@ def test_an_interrupted_fine_tune_leaves_nothing_frozen():
     with pytest.raises(KeyboardInterrupt): learn.fine_tune(2, .01, cbs=[Stop()])
     assert all(p.requires_grad for p in learn.model.parameters())
     learn.fine_tune(1, .01)
+
+
+def test_fine_tune_leaves_nothing_frozen_wherever_ctrl_c_comes():
+    "`finally:` and `try:` themselves are nothing that Python interrupts."
+    def attempt(at):
+        learn = learner()
+        n = with_ctrl_c(lambda: learn.fine_tune(1, .01), at, [
+            "fine_tune", "freeze", "freeze_to", "unfreeze", "complete", "freeze_groups"], but=("finally:", "try:"))
+        assert all(p.requires_grad for p in learn.model.parameters()), at
+        return n
+    n = attempt(0)
+    assert n > 20
+    for at in range(1, n + 1): attempt(at)
+
+
+def test_the_rates_of_fine_tune_are_two_of_torchs_one_cycles():
+    "Frozen the rate rises nearly to the end, since the next fit begins high; that one's rises for three tenths."
+    x, y = torch.randn(50, 1, 12, 12), torch.arange(50) % 3
+    learn, seen = Learner(net(), DataLoaders(TensorLoader(x, y, 1), None), F.cross_entropy, SGD,
+                          splitter=layer_groups), []
+
+    class Rates(Callback):
+        def before_step(self, learn): seen.append(learn.opt.param_groups[-1]["lr"])
+    learn.fine_tune(2, .01, cbs=[Rates()])
+
+    def torchs(peak, n, pct_start):
+        optimizer = torch.optim.SGD([torch.zeros(1)], 1., momentum=.9)
+        schedule, rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, n, pct_start=pct_start,
+                                                              final_div_factor=1e5 / 25), []
+        for _ in range(n):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step(), schedule.step()
+        return rates
+    assert seen == pytest.approx(torchs(.01, 50, .99) + torchs(.005, 100, .3), rel=1e-5)
+
+
+# --- the residual block
+
+@pytest.mark.parametrize("n_in, n_out, stride", [(4, 4, 1), (4, 6, 1), (4, 4, 2), (4, 8, 2)])
+def test_a_residual_block_is_torchvisions(n_in, n_out, stride):
+    ours = ResidualBlock(n_in, n_out, stride)
+    same = (n_in, stride) == (n_out, 1)
+    assert sum(p.numel() for p in ours.shortcut.parameters()) == (0 if same else n_in * n_out)
+    theirs = torchvision.models.resnet.BasicBlock(
+        n_in, n_out, stride, None if same else nn.Conv2d(n_in, n_out, 1, stride, bias=False))
+    for p in [*ours.norm1.parameters(), *ours.norm2.parameters()]: nn.init.normal_(p)
+    for a, b in zip([ours.conv1, ours.norm1, ours.conv2, ours.norm2, ours.shortcut],
+                    [theirs.conv1, theirs.bn1, theirs.conv2, theirs.bn2, theirs.downsample]):
+        if b is not None: b.load_state_dict(a.state_dict())
+    x = torch.randn(3, n_in, 8, 8)
+    torch.testing.assert_close(ours(x), theirs(x))
+    for p in ours.norm2.parameters(): nn.init.zeros_(p)
+    if same: assert torch.equal(ours(x), x.relu())  # the way around
+
+
+# --- a head, live
+
+def clusters(n_classes=10, n=700, seed=0):
+    "Features of each class around a place of its own."
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(n_classes, (n,), generator=generator)
+    return 2 * torch.randn(n_classes, 16, generator=generator)[y] + torch.randn(n, 16, generator=generator), y
+
+
+def test_every_control_of_the_head_explorer_over_its_range():
+    x, y = clusters(n=2000)
+    heads = head_explorer(x, y)
+    said = dict((tuple(state[name] for name in ("n_per_class", "lr", "draw")), words) for state, words in drive(heads))
+    assert {n for n, *_ in said} >= {1, 60} and {round(lr, 6) for _, lr, _ in said} >= {1e-4, 1.}
+    assert {draw for *_, draw in said} >= {0, 20}
+    for (n, *_), words in said.items():
+        assert words.startswith("1 image of each class, " if n == 1 else f"{n} images of each class, ")
+    # scikit-learn's judgement of the same ten images each
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(3)) + 1000
+    rows = torch.cat([order[y[order] == c][:10] for c in range(10)])
+    theirs = LogisticRegression(max_iter=1000).fit(x[rows], y[rows]).score(x[:1000], y[:1000])
+    assert heads.set(n_per_class=10, draw=3)["accuracy"] == pytest.approx(theirs, abs=.1) and theirs > .7
+    assert heads.set(lr=1e-4)["accuracy"] < theirs - .1
+
+
+def test_the_same_features_lie_in_the_same_plane_and_nobody_misses_random_numbers():
+    x, y = clusters()
+    before, pictures = torch.get_rng_state(), []
+    for _ in range(2):
+        pictures.append(bytes(head_explorer(x, y, n_steps=2).figure.image.value))
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+    assert pictures[0] == pictures[1]
+
+
+def test_few_images_bound_the_slider():
+    x, y = clusters(n=120)
+    most = min(int((y[60:] == c).sum()) for c in range(10))
+    heads = head_explorer(x, y)
+    assert heads.controls["n_per_class"].max == most < 10
+    assert heads.set(n_per_class=most)["n_per_class"] == most
+    with pytest.raises(ValueError, match="Each of the 10 classes needs images"): head_explorer(x, y.sort()[0])
+
+
+def test_many_black_digits_leave_the_others_to_be_seen():
+    x, y = clusters(n=2000)
+    heads = head_explorer(x, y, n_steps=2)
+
+    def inked(n):
+        heads.set(n_per_class=n)
+        picture = np.asarray(Image.open(io.BytesIO(bytes(heads.figure.image.value))).convert("RGB")).astype(int)
+        left = picture[60:-90, 140:picture.shape[1] // 2 - 40]
+        return (left.max(-1) < 60).sum(), (np.ptp(left, -1) > 60).sum()  # black pixels, coloured ones
+    (few, colours), (many, left_over) = inked(1), inked(60)
+    assert 0 < few < many and left_over > .5 * colours
 
 
 # --- inputs, features, several looks

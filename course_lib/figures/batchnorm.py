@@ -12,6 +12,7 @@ from torch import nn
 from ..batchnorm import BatchNorm1d, deep_net
 from ..momentum import SGD
 from ..sgd import batches
+from ..support.checks import counted
 from ..support.live import SLICE_S, LiveFigure, explore
 from ..support.plots import COLORS, GHOST, styled
 
@@ -113,7 +114,7 @@ def running_explorer(n=150):
 
     def words(s):
         return (f"momentum {s['momentum']:.2g}, batches of {s['batch_size']}: nine tenths of a jump are in after "
-                f"{s['lag']} batches; at the end mean {s['mean']:.3g} (true 2), variance {s['var']:.3g} (true 4).")
+                f"{counted(s['lag'], 'batch')}; at the end mean {s['mean']:.3g} (true 2), variance {s['var']:.3g} (true 4).")
 
     return explore(follow, live, words=words,
                    caption="Live figure. A small momentum is smooth and late, a large one fast and noisy: beta of "

@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..learner import (
-    EVENTS, Callback, CancelBatchException, CancelEpochException, CancelException, CancelFitException,
-    CancelStepException, CancelTrainException, CancelValidateException, Learner)
+    EVENTS, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
+    CancelTrainException, CancelValidateException, Learner)
+from ..support.checks import counted
 from ..support.live import LiveFigure, explore
 from ..support.plots import COLORS, GHOST, styled
 
@@ -41,10 +42,11 @@ class Raiser(Callback):
         raise self.exception("as you asked")
 
 
-def trace_tiny_fit(event="before_fit", exception=None):
+def trace_tiny_fit(event="before_fit", exception=None, learner=Learner):
     """One epoch of two training batches and one of validation, with an exception raised at an event's first occurrence.
 
-    Returns the events as `Tracer` saw them, the place where it was raised, the optimizer's steps, and what came out.
+    learner: the class whose loop runs. Returns the events as `Tracer` saw them, the place where it was raised, the
+    optimizer's steps, and what came out.
     """
     x, y = torch.tensor([[1.], [2.]]), torch.tensor([[2.], [4.]])
 
@@ -56,17 +58,18 @@ def trace_tiny_fit(event="before_fit", exception=None):
             self.n_steps += 1
             return super().step(closure)
 
-    tracer, learn = Tracer(), Learner(nn.Linear(1, 1), Data, nn.functional.mse_loss, Counted, lr=.01)
-    raiser, escaped = Raiser(event, exception) if exception else None, None
+    tracer, learn = Tracer(), learner(nn.Linear(1, 1), Data, nn.functional.mse_loss, Counted, lr=.01)
+    raiser, escaped, expected = Raiser(event, exception) if exception else None, None, exception or ()
     try: learn.fit(1, cbs=[tracer, *([raiser] if raiser else [])])
-    except CancelException as error: escaped = error
+    except expected as error: escaped = error
     return tracer.seen, raiser and raiser.raised, learn.opt.n_steps, escaped
 
 
 @styled
-def cancel_explorer():
+def cancel_explorer(learner=Learner, cancels=CANCELS):
     """A tiny fit in which you choose what is raised, and in which event: what still runs, and what is skipped.
 
+    learner, cancels: the class whose loop runs, and its exceptions by name; a reader's own, for example.
     `.state`: raised, event, n_events, n_skipped, n_steps (of the optimizer), `caught` (False: fit raised it).
     """
     rows = [*EVENTS[:16], *EVENTS[16:]]
@@ -78,25 +81,25 @@ def cancel_explorer():
     ax.set_xticks(range(4), ["around the batches", "training batch 1", "training batch 2", "validation batch"])
     ax.xaxis.tick_top()
     ax.axhline(15.5, color=GHOST, ls=":", lw=1)
-    planned, *_ = trace_tiny_fit()
+    planned, *_ = trace_tiny_fit(learner=learner)
     place = lambda event, where: (columns[where], rows.index(event))
     ax.plot(*zip(*(place(*seen) for seen in planned)), color=GHOST, marker="o", mfc="white", ms=10, ls="",
             label="skipped")
     [ran] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=10, ls="", label="ran")
-    [cancels] = ax.plot([], [], color=COLORS["green"], marker="D", ms=10, ls="", label="after_cancel_…")
+    [after_cancel] = ax.plot([], [], color=COLORS["green"], marker="D", ms=10, ls="", label="after_cancel_…")
     [bang] = ax.plot([], [], color=COLORS["orange"], marker="X", ms=16, mec="white", ls="", zorder=5,
                      label="raised here")
     fig.legend(loc="outside lower center", ncols=4)
-    live = LiveFigure(fig, [ran, cancels, bang],
+    live = LiveFigure(fig, [ran, after_cancel, bang],
                       alt="A grid: events from top to bottom in the order of the loop, and columns for what happens "
                           "around the batches, in two training batches and in a validation batch. Filled dots ran, "
                           "hollow ones were skipped, a cross marks where the exception was raised.")
 
     def trace(exception, event):
-        seen, raised, n_steps, escaped = trace_tiny_fit(event, CANCELS.get(exception))
+        seen, raised, n_steps, escaped = trace_tiny_fit(event, cancels.get(exception), learner)
         points = [place(*one) for one in seen]
         ran.set_data(*zip(*(point for point in points if point[1] < 16)))
-        cancels.set_data(*zip(*[point for point in points if point[1] >= 16] or [([], [])]))
+        after_cancel.set_data(*zip(*[point for point in points if point[1] >= 16] or [([], [])]))
         inside = raised and event in EVENTS[3:11]
         where = (("train" if raised[0] else "valid", raised[1]) if inside else None)
         bang.set_data(*([[at] for at in place(event, where)] if raised else ([], [])))
@@ -104,14 +107,15 @@ def cancel_explorer():
                 "n_skipped": len(set(planned) - set(seen)), "caught": escaped is None}
 
     def words(s):
-        if s["raised"] == "nothing": return f"Nothing is raised: {s['n_events']} events, {s['n_steps']} steps."
+        events, steps = counted(s["n_events"], "event"), counted(s["n_steps"], "step")
+        if s["raised"] == "nothing": return f"Nothing is raised: {events}, {steps}."
         end = "" if s["caught"] else " Nothing that it names is under way there, so fit raises it as an error."
-        return (f"{s['raised']} in {s['event']}: {s['n_skipped']} events are skipped, "
-                f"{s['n_steps']} steps are made.{end}")
+        return f"{s['raised']} in {s['event']} skips {counted(s['n_skipped'], 'event')} and leaves {steps}.{end}"
 
     wide = widgets.Layout(width="330px")
     return explore(trace, live, words=words,
                    caption="Live figure. Choose an exception and the event that raises it; dots that turn hollow are "
                            "events that no longer happen.",
-                   exception=widgets.Dropdown(options=["nothing", *CANCELS], value="CancelBatchException", layout=wide),
+                   exception=widgets.Dropdown(options=["nothing", *cancels], layout=wide,
+                                             value=[*cancels][:2][-1]),  # an interesting one
                    event=widgets.Dropdown(options=EVENTS[:16], value="after_loss", layout=wide))

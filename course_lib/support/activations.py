@@ -3,6 +3,7 @@ import inspect
 
 import torch
 
+from .arguments import a_range, at_least_0, checked
 from .checks import positive_int
 
 
@@ -11,6 +12,7 @@ class LayerStatistics:
 
     `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays `[batches]`, "hist" `[batches, n_bins]`.
     """
+    @checked(near_zero=at_least_0, n_bins=positive_int, span=a_range)
     def __init__(self, layers=None, near_zero=.05, span=(-7, 7), n_bins=40, every=1):
         if layers is not None and (not callable(layers) or inspect.isclass(layers)):
             raise ValueError("layers must be a function, module -> whether it is watched, such as "

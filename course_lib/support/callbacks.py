@@ -4,6 +4,8 @@ import inspect
 import re
 from graphlib import CycleError, TopologicalSorter
 
+from .checks import shorten
+
 
 class CheckedCallback:
     """What `Callback` inherits: its subclasses' methods are checked as soon as the class is made.
@@ -50,8 +52,9 @@ def in_order(cbs):
     """
     for i, cb in enumerate(cbs):
         if inspect.isclass(cb) and issubclass(cb, CheckedCallback):
-            raise ValueError(f"{cb.__name__} is a class. Give the learner a callback made from it: {cb.__name__}().")
-        if not isinstance(cb, CheckedCallback): raise ValueError(f"{cb!r} is no Callback. Derive its class from Callback.")
+            raise ValueError(f"cbs: {cb.__name__} is a class. Give the learner a callback made from it: {cb.__name__}().")
+        if not isinstance(cb, CheckedCallback):
+            raise ValueError(f"cbs: {shorten(cb)} is no Callback. Derive its class from Callback.")
         if any(cb is other for other in cbs[:i]):
             raise ValueError(f"The same {cb!r} is there twice, and would do everything twice. Give it once: to the "
                              "learner, for every fit, or to this fit alone.")

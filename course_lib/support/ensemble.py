@@ -1,8 +1,27 @@
-"""N models at once: random numbers of their own, products written out, a step as a CUDA graph, memory."""
+"""N models at once, backstage: a grid checked, batches that begin again, memory measured, random numbers of their own, a step as a CUDA graph, Ctrl-C in the midst of vmap."""
+import copy
+import functools
+import math
+import numbers
+import traceback
+import warnings
+import weakref
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .checks import check_hyper, check_mean_loss, positive_int
+from .optimizer import CheckedOptimizer
+from .state import loader_state, set_loader_state
+from .tensors import keep_freed_memory, to_device
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity)
 
@@ -19,19 +38,6 @@ def is_mlp(model):
             and all(p.requires_grad for p in model.parameters()))
 
 
-def mlp_preds(model, params, xb):
-    "Predictions `[N, B, out]` of N models that `is_mlp` knows; params: name -> `[N, ...]`."
-    x = xb.flatten(1).mT                                                 # [in, B], shared: one wide product
-    for name, layer in model._modules.items():  # also those that come twice
-        if isinstance(layer, nn.Linear):
-            weight, bias = params[f"{name}.weight"], params.get(f"{name}.bias")
-            shared = x.ndim == 2
-            x = (weight.flatten(0, 1) @ x).unflatten(0, (len(weight), -1)) if shared else weight @ x     # [N, out, B]
-            if bias is not None: x = x + bias.unsqueeze(2)
-        elif not isinstance(layer, nn.Flatten): x = layer(x)
-    return x.mT
-
-
 def losses_of_all(loss_func, preds, yb):
     "The losses `[N]` of N models' predictions `[N, B, ...]` of the same targets; plain cross entropy in one call."
     plain = loss_func is F.cross_entropy or (type(loss_func) is nn.CrossEntropyLoss and
@@ -42,6 +48,20 @@ def losses_of_all(loss_func, preds, yb):
     return losses.sum(1) / (yb != -100).sum()                                           # -100: not to be counted
 
 
+def set_hypers(opt, hypers):
+    "Give an `Optimizer` a value for each model, name -> tensor `[N]`; `ValueError` for what it does not have."
+    if not isinstance(opt, CheckedOptimizer):
+        raise ValueError(f"opt_func made a {type(opt).__module__}.{type(opt).__name__}; a sweep needs an "
+                         "Optimizer of this course, whose hyperparameters can be tensors: SGD, RMSProp, Adam, "
+                         "AdamW, or Optimizer with steppers of your own.")
+    for name, values in hypers.items():
+        if name not in opt.hyper_names:
+            hint = " (SGD has beta if it has momentum: partial(SGD, momentum=.9))" if name == "beta" else ""
+            raise ValueError(f"This optimizer has no {name!r}; it has {', '.join(opt.hyper_names)}{hint}.")
+        check_hyper(name, values)
+        for group in opt.param_groups: group[name] = values
+
+
 class Draws:
     "Random numbers of its own: a block under `with` goes on where the last one ended; the world's stay as they are."
     def __init__(self, seed, device):
@@ -50,21 +70,25 @@ class Draws:
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device): torch.cuda.manual_seed(seed)
+        self.first = self.own
 
     def __enter__(self):
         self.worlds = self._state()
         if self.own: self._set(self.own)
 
     def __exit__(self, *problem):
-        self.own = self._state()
-        self._set(self.worlds)
+        try: self.own = self._state()
+        finally: self._set(self.worlds)
+
+    @property
+    def any_drawn(self): return any(not torch.equal(a, b) for a, b in zip(self.own, self.first))
 
     def _state(self):
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
 
     def _set(self, state):
         torch.set_rng_state(state[0])
-        if state[1] is not None: torch.cuda.set_rng_state(state[1], self.device)
+        if len(state) > 1: torch.cuda.set_rng_state(state[1], self.device)
 
 
 class RecordedStep:
@@ -95,9 +119,299 @@ class RecordedStep:
             self.opt.zero_grad()
 
 
+class Unwound:
+    """Under `with`: Ctrl-C leaves none of vmap's levels behind, nor a `no_grad` (either would make every later backward
+    of the process fail).
+    """
+    def __enter__(self):
+        self.depth, self.grad = torch._C._functorch.get_dynamic_layer_stack_depth(), torch.is_grad_enabled()
+
+    def __exit__(self, kind, error, frames):
+        if kind is KeyboardInterrupt: traceback.clear_frames(frames)  # or vmap's generators end somebody's level later
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.depth)
+        torch.set_grad_enabled(self.grad)
+
+
+def isolated(step):
+    """A decorator for `step(ensemble, xb, yb)`: random numbers of the ensemble's own, gradients wanted whatever the
+    caller wants, on a GPU as a CUDA graph, unwound after Ctrl-C.
+    """
+    @functools.wraps(step)
+    def run(self, xb, yb):
+        with Unwound(), self.draws, torch.enable_grad():
+            if self.device.type != "cuda": return step(self, xb, yb)
+            self.recorded = self.recorded or RecordedStep(functools.partial(step, self), self.opt)
+            return self.recorded(xb, yb)
+    return run
+
+
+class EnsembleBase:
+    """What `Ensemble` inherits: the model that its stacked tensors are put into, state dicts, random numbers.
+
+    Wants `self.params` and `self.buffers`, name -> tensor `[N, ...]`, and adds `.model`, `.device`, `.draws`.
+    """
+    def __init__(self, model, seed):
+        if not self.params: raise ValueError("The model has no parameters to train.")
+        for p in self.params.values(): p.n_models = len(p)  # for whoever goes by the number of axes
+        self.device, self.recorded = next(iter(self.params.values())).device, None
+        self.draws = Draws(seed, self.device)
+        own = {id(model.get_parameter(name)): name for name in self.params}
+        own |= {id(model.get_buffer(name)): name for name in self.buffers}
+        self.places = {f"{path}.{name}".lstrip("."): own[id(tensor)]  # a layer that is used twice is one place
+                       for path, module in model.named_modules()
+                       for name, tensor in (*module._parameters.items(), *module._buffers.items())
+                       if id(tensor) in own}
+        self.keys = {key: own[id(value)] for key, value in model.state_dict(keep_vars=True).items() if id(value) in own}
+        stacked = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) in own]
+        self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in stacked})  # these are not needed again
+
+    def pred_of_one(self, params, buffers, xb):
+        "What the model predicts with these tensors in all places of its own."
+        tensors = {**params, **buffers}
+        return functional_call(self.model, {place: tensors[name] for place, name in self.places.items()}, (xb,),
+                               tie_weights=False)
+
+    def state_dict(self, i):
+        "What `model.load_state_dict` takes, of model i."
+        state, own = self.model.state_dict(keep_vars=True), {**self.params, **self.buffers}
+        for key, value in state.items():
+            value = own[self.keys[key]][i] if key in self.keys else value
+            state[key] = value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        return state
+
+
+# A grid of models
+
 ENDED = "Take fewer steps, or a loader that can start again (a list, a DataLoader)."
 CHUNK_BYTES = 12 * 2 ** 20  # of a layer's weights in one ensemble on a CPU
 
 
+def check_grid(grid):
+    "The names of a grid, and their values as floating-point tensors `[L]` on the CPU."
+    if not isinstance(grid, dict) or not grid:
+        raise ValueError('grid must be a dict of values by hyperparameter, such as {"lr": [.01, .1]}, '
+                         f'not {grid!r:.80}.')
+    values = []
+    for name, axis in grid.items():
+        try: axis = axis.detach().cpu() if isinstance(axis, torch.Tensor) else torch.as_tensor(np.asarray(axis))
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"grid[{name!r}] must be a list or tensor of numbers, not {axis!r:.80}.") from None
+        if axis.ndim != 1 or not len(axis) or axis.is_complex() or axis.dtype is torch.bool:
+            raise ValueError(f"grid[{name!r}] must be a list of at least one number; "
+                             f"got {axis.dtype} of shape {list(axis.shape)}.")
+        axis = axis if axis.is_floating_point() else axis.double()
+        check_hyper(name, axis)
+        values.append(axis)
+    return tuple(grid), tuple(values)
+
+
 def free_bytes(device):
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def n_bytes(tensors): return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class PeakMemory(TorchDispatchMode):
+    "`.peak`: the bytes of all tensors that were made under `with` and lived at the same time, at most."
+    def __init__(self, known=()):
+        super().__init__()
+        self.now, self.peak, self.alive = 0, 0, {tensor.untyped_storage()._cdata: None for tensor in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided: self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage):
+        if (key := storage._cdata) in self.alive: return
+        size = storage.nbytes()
+
+        def gone(_):
+            del self.alive[key]
+            self.now -= size
+
+        self.alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def cut(n, lasting, passing, max_bytes, at_once):
+    """Points 0 … n − 1 in slices that fit into memory, each cut into ensembles: a list of lists of `slice`s.
+
+    lasting, passing: bytes of a model that is there, and those that it needs besides while it is stepped; the
+    ensembles of a slice are stepped one after the other, at most `at_once` models each.
+    """
+    fit = int(max_bytes // (lasting + passing))
+    if fit < 1:
+        raise MemoryError(f"One model needs about {(lasting + passing) / 2 ** 20:,.1f} MiB for training, and only "
+                          f"{max(0, max_bytes) / 2 ** 20:,.1f} MiB may be used. Take a smaller model or smaller batches.")
+    n_chunks = math.ceil(n / min(fit, at_once))
+    edges, largest = [round(n * i / n_chunks) for i in range(n_chunks + 1)], math.ceil(n / n_chunks)
+    chunks = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    together = int((max_bytes - largest * passing) // (largest * lasting))
+    return [chunks[i:i + together] for i in range(0, n_chunks, together)]
+
+
+class SweepBase:
+    """What `Sweep` inherits: arguments checked, a trial step, memory reckoned, batches, and what the losses say.
+
+    Wants `ensemble(hypers)`, which makes models that `step(xb, yb)` all at once. Arguments and errors as in `sweep`.
+    """
+    def __init__(self, model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None):
+        self.model, self.loss_func, self.opt_func, self.seed = copy.deepcopy(model), loss_func, opt_func, seed
+        self.n_steps, self.dl = positive_int("n_steps", n_steps), dl
+        self.names, self.values = check_grid(grid)
+        if hasattr(dl, "__next__"):  # it can be read only once
+            self.dl = list(islice(dl, self.n_steps))
+            if 0 < len(self.dl) < self.n_steps:
+                raise ValueError(f"The loader ended after {len(self.dl)} of {self.n_steps} batches. {ENDED}")
+        self.shape, self.ensembles = tuple(map(len, self.values)), {}
+        first = next((p for p in model.parameters() if p.requires_grad), torch.zeros(()))
+        self.device, dtype = first.device, torch.float64 if first.dtype is torch.float64 else torch.float32
+        points = torch.meshgrid(*(values.double() for values in self.values), indexing="ij")
+        self.hypers = {name: p.flatten().to(self.device, dtype) for name, p in zip(self.names, points)}
+        self.slices = self._slices(math.prod(self.shape), dtype, max_bytes)
+        self._loss = torch.full((math.prod(self.shape), self.n_steps), math.nan, dtype=dtype, device=self.device)
+        self._done = torch.zeros(len(self._loss), dtype=torch.int64)  # steps of each
+
+    # Before it begins
+
+    def _slices(self, n, dtype, max_bytes):
+        "The points in slices that fit into memory, as `cut` gives them; one model is tried out for that."
+        self._check_steppers()
+        lasting, passing = self._bytes_of_one()
+        max_bytes = free_bytes(self.device) // 2 if max_bytes is None else max_bytes
+        for_losses = n * self.n_steps * dtype.itemsize
+        if lasting + passing <= max_bytes < lasting + passing + for_losses:
+            raise MemoryError(f"The losses of {n:,} models × {self.n_steps:,} steps alone take "
+                              f"{for_losses / 2 ** 20:,.1f} MiB, and only {max_bytes / 2 ** 20:,.1f} MiB may be used. "
+                              "Take fewer points or fewer steps.")
+        if self.device.type == "cpu": keep_freed_memory()
+        widest = max(n_bytes([p]) for p in self.model.parameters() if p.requires_grad)
+        at_once = n if self.device.type != "cpu" else max(1, CHUNK_BYTES // widest)
+        return cut(n, lasting, passing, max_bytes - for_losses, at_once)
+
+    def _check_steppers(self):
+        "Do the steppers keep models apart? With NaN for one's gradients, the other must stay finite."
+        two = self.ensemble({name: values.min().expand(2).clone() for name, values in self.hypers.items()})
+        for p in two.params.values():
+            p.grad = torch.ones_like(p)
+            p.grad[1] = math.nan
+        try:
+            with Unwound(), two.draws: two.opt.step()
+        except torch.OutOfMemoryError as error: raise MemoryError(f"Not even two models fit: {error}") from error
+        except RuntimeError as error: raise ValueError(f"A stepper cannot step N models at once: {error}") from error
+        if not all(p[0].isfinite().all() for p in two.params.values()):
+            raise ValueError("A stepper mixes the models: does it take a norm or mean over the whole tensor? "
+                             "It must leave out the first axis, where each model has its place.")
+
+    def _bytes_of_one(self):
+        """Bytes of a model that last, and those that pass, by two steps of two models (a first step has no state yet,
+        and with one model kernels save copies that they need with more); raises what would go wrong with all of them.
+        """
+        xb, yb = self._trial_batch()
+        alone = self._loss_alone(xb, yb)
+        two = self.ensemble({name: values[:1].expand(2).clone() for name, values in self.hypers.items()})
+        try:
+            losses = two.step(xb, yb)
+            states = [t for state in two.opt.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+            lasting = [*two.params.values(), *two.buffers.values(), *states]
+            with PeakMemory((*lasting, xb, yb, *self.model.parameters())) as passing: two.step(xb, yb)
+        except torch.OutOfMemoryError as error: raise MemoryError(f"Not even two models fit: {error}") from error
+        except RuntimeError as error:
+            raise ValueError(f"This model or loss cannot be trained N at once: {error}") from error
+        if two.draws.any_drawn and not torch.allclose(losses, alone, rtol=torch.finfo(losses.dtype).eps ** .5,
+                                                      equal_nan=True):
+            warnings.warn("The random layers of this model draw in another order N at once than alone (torch.vmap "
+                          "fills a mask row by row, dropout alone as the tensor lies in memory). All points share "
+                          "their masks, but these are not the masks of a model that trains alone with this seed.",
+                          stacklevel=5)
+        graphs = 2 if self.device.type == "cuda" else 1  # whose memory is their own, beside that of the first steps
+        return n_bytes(lasting) / 2, graphs * passing.peak / 2
+
+    def _loss_alone(self, xb, yb):
+        "The loss of the model itself, on a copy."
+        with Draws(self.seed, self.device):
+            trial = copy.deepcopy(self.model)
+            buffers = dict(trial.named_buffers())
+            check_mean_loss(loss := self.loss_func(trial(xb), yb))
+            for name, buffer in trial.named_buffers():
+                if buffer is not buffers.get(name):
+                    raise ValueError(f"The model replaces its buffer {name!r} instead of changing it in place; "
+                                     "N models at once cannot do that. Write buffer.copy_(new) or buffer.add_(1).")
+        return loss.detach()
+
+    def _trial_batch(self):
+        state = loader_state(SimpleNamespace(train=self.dl))
+        try:
+            with Draws(self.seed, self.device): batch = next(iter(self.dl), None)
+        finally: set_loader_state(SimpleNamespace(train=self.dl), state)
+        if batch is None: raise ValueError("The loader is empty: it gave no batch.")
+        try: xb, yb = batch
+        except (TypeError, ValueError): raise ValueError(f"A loader gives pairs (xb, yb), not {batch!r:.80}") from None
+        if not isinstance(xb, torch.Tensor) or not isinstance(yb, torch.Tensor):
+            raise ValueError("A sweep needs batches of two tensors (xb, yb), "
+                             f"not {type(xb).__name__} and {type(yb).__name__}.")
+        return to_device((xb, yb), self.device)
+
+    # While it trains
+
+    def batches(self, n_steps):
+        "The first n batches on the device, from the loader's epoch 0 on; a loader that ends begins again."
+        draws, done = Draws(self.seed, self.device), 0
+        loader = copy.copy(self.dl) if hasattr(self.dl, "epoch") else self.dl
+        if hasattr(loader, "epoch"): loader.epoch = 0
+        holder = SimpleNamespace(train=loader)
+        state = loader_state(holder)
+        try:
+            while done < n_steps:
+                before = done
+                with draws: batches = iter(loader)
+                while done < n_steps:
+                    with draws: batch = next(batches, None)
+                    if batch is None: break
+                    yield to_device(tuple(batch), self.device)
+                    done += 1
+                if done == before:
+                    raise ValueError(f"The loader ended after {done} of {n_steps} batches, and has no more. {ENDED}")
+        finally: set_loader_state(holder, state)
+
+    # What has come of it
+
+    @property
+    def n_done(self):
+        "How many steps all models have made."
+        return int(self._done.min())
+
+    def final(self, n_last=None):
+        "The mean of the last n losses so far (by default a tenth of the steps), `[*grid]`; inf where it blew up."
+        n_last = max(1, self.n_steps // 10) if n_last is None else positive_int("n_last", n_last)
+        last = self._loss.new_full(self._done.shape, math.nan)
+        for done in set(self._done.tolist()) - {0}:
+            rows = self._done == done
+            last[rows] = self._loss[rows, max(0, done - n_last):done].mean(-1)
+        return last.nan_to_num(math.inf, math.inf, math.inf).view(self.shape)
+
+    @property
+    def diverged(self):
+        "`[*grid]`, bool: whose loss is NaN, infinite, or more than a tenth above where it began."
+        first, final, begun = self._loss[:, 0].view(self.shape), self.final(), (self._done > 0).view(self.shape)
+        return begun.to(self.device) & (final.isinf() | (final > first + .1 * first.abs()))
+
+    def point(self, index):
+        "The number of a point in the list of all, from its place in the grid."
+        whole = all(isinstance(i, numbers.Integral) for i in index)
+        if not whole or len(index) != len(self.shape) or not all(-n <= i < n for i, n in zip(index, self.shape)):
+            raise IndexError(f"{index} is no point of this grid: expected one index for each of {self.names}, "
+                             f"within {list(self.shape)}.")
+        return int(np.ravel_multi_index([i % n for i, n in zip(index, self.shape)], self.shape))
+
+    def where(self, point):
+        "The slice of a point, a list of `slice`s, and which of these holds it."
+        return next((chunks, chunk) for chunks in self.slices for chunk in chunks if chunk.start <= point < chunk.stop)
+
+    def __repr__(self):
+        grid = " × ".join(f"{len(values)} {name}" for name, values in zip(self.names, self.values))
+        return f"Sweep: {math.prod(self.shape):,} models, {grid}, {self.n_steps} steps, on {self.device}"

@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import io
 import math
 import os
 import queue
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 
 class DataError(RuntimeError): "Something about a data set on disk or on its way there."
@@ -55,19 +57,28 @@ def open_url(url):
     request = urllib.request.Request(url, headers={"User-Agent": "course_lib"})
     threading.Thread(target=reach, daemon=True).start()
     try: reply = outcome.get(timeout=STALL_S)
-    except queue.Empty: raise TimeoutError(f"timed out, no answer in {STALL_S} s") from None
+    except queue.Empty: reply = TimeoutError()
+    if isinstance(reply, TimeoutError) or isinstance(getattr(reply, "reason", None), TimeoutError):
+        raise TimeoutError(f"timed out, no answer in {STALL_S} s")
     if isinstance(reply, Exception): raise reply
     return reply
 
 
-def receive(url):
-    "What is behind `url`, piece by piece; `DownloadError` when it does not come, breaks off or comes too slowly."
+def receive(url, n_bytes=math.inf):
+    """What is behind `url`, piece by piece.
+
+    Raises `DownloadError` when it does not come, breaks off, comes too slowly, or is more than n_bytes: then at once,
+    so that a body without an end fills neither memory nor disk.
+    """
     start, received = time.monotonic(), 0
+    too_much = lambda: DownloadError(f"{url} sends more than the {n_bytes:,} bytes that were expected")
     try:
         with open_url(url) as reply:
             announced = reply.length  # None where the server does not say
+            if announced and announced > n_bytes: raise too_much()
             while part := reply.read1(1 << 18):
                 received, elapsed = received + len(part), time.monotonic() - start
+                if received > n_bytes: raise too_much()
                 if elapsed > TRICKLE_S and received < TRICKLE_BYTES_S * elapsed:
                     raise DownloadError(f"{url} sends next to nothing ({received:,} bytes in {elapsed:.0f} s)")
                 yield part
@@ -79,23 +90,34 @@ def receive(url):
         raise DownloadError(f"{url} broke off after {received:,} of {announced:,} bytes")
 
 
-def fetch(url, md5):
+def fetch(url, md5, n_bytes=math.inf):
     "The bytes behind `url`. Raises `DownloadError` as `receive` does, and when they are not those of the hash."
-    data = b"".join(receive(url))
+    data = b"".join(receive(url, n_bytes))
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise DownloadError(f"{url} sends another file than the one expected (its hash differs)")
     return data
 
 
-def write_whole(path, data):
-    "Write a file under a temporary name and move it into place, so that it is never seen half written."
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to, under a temporary name in the same folder, which is made if it is not there.
+
+    What lies there when the block ends is moved to `path`; after an exception or Ctrl-C nothing is left. So a file
+    is never seen half written, and of several writers at once the last one wins.
+    """
+    path = Path(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        yield part
         part.replace(path)
     finally:
         with contextlib.suppress(OSError): part.unlink()
+
+
+def write_whole(path, data):
+    "Write bytes to a file that is whole or not there (`whole_file`)."
+    with whole_file(path) as part: part.write_bytes(data)
 
 
 FOLDER_ADVICE = "make room there, change its permissions, or name another folder in the environment variable COURSE_DATA"
@@ -122,6 +144,10 @@ def data_root(root=None):
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "course_lib", "the cache folder"
 
 
+MNIST_BYTES = {"train-images-idx3-ubyte.gz": 9_912_422, "train-labels-idx1-ubyte.gz": 28_881,
+               "t10k-images-idx3-ubyte.gz": 1_648_877, "t10k-labels-idx1-ubyte.gz": 4_542}
+
+
 def mnist_files(folder, download):
     "The four files of MNIST in torchvision's layout, fetched where they are missing: name -> path."
     from torchvision.datasets import MNIST  # takes as long to import as torch: only who needs it waits
@@ -136,7 +162,7 @@ def mnist_files(folder, download):
         if not download: raise DownloadError(f"{path} is not there, and nothing was to be downloaded")
         problems = []
         for mirror in MNIST.mirrors:
-            try: data = fetch(mirror + archive, md5)
+            try: data = fetch(mirror + archive, md5, MNIST_BYTES[archive])
             except DownloadError as error: problems.append(str(error))
             else: break
         else: raise DownloadError(f"{path.name} is not there and cannot be downloaded: {'; '.join(problems)}")
@@ -144,3 +170,48 @@ def mnist_files(folder, download):
         except OSError as error:
             raise DownloadError(f"{path.parent} cannot be written to ({error.strerror}): {FOLDER_ADVICE}") from error
     return paths
+
+
+def read_mnist(root=None, download=True):
+    """MNIST (LeCun et al., 1998) from its files: the parts to train and to test, each uint8 images `[n, 28, 28]` and
+    targets `[n]`.
+
+    root: see `data_root`. Raises `DownloadError` where files are missing and cannot be had, `DamagedFileError` where
+    one is there but damaged or another one's.
+    """
+    paths, parts = mnist_files(data_root(root)[0], download), []
+    for part in ("train", "t10k"):
+        images, targets = (read_idx(paths[f"{part}-{kind}"]) for kind in ("images", "labels"))
+        if images.shape[1:] != (28, 28) or not len(images):
+            raise DamagedFileError(f"{paths[f'{part}-images']} holds {list(images.shape)} "
+                                   "instead of images [n, 28, 28].")
+        if targets.shape != images.shape[:1] or targets.max() > 9:
+            raise DamagedFileError(f"{paths[f'{part}-labels']} does not hold a digit from 0 to 9 "
+                                   f"for each of {len(images):,} images.")
+        parts.append((images, targets))
+    train, test = parts
+    if torch.equal(train[1], test[1]):
+        raise DamagedFileError(f"{paths['train-labels']} and {paths['t10k-labels']} hold the same: one is a copy.")
+    return train, test
+
+
+DIGITS_MD5 = "9100aa24cd5e5f9a5cb6c4994168eee3"
+
+
+def read_digits():
+    """The 1,797 digits that come with the course (Alpaydin and Kaynak, 1998) in MNIST's geometry, 8×8 enlarged to 20×20
+    in the middle of 28×28: the parts to train and to test, the last 300, as `read_mnist` gives them.
+
+    Raises `DamagedFileError` where the file is not as it came.
+    """
+    path = embedded("digits.npz")
+    try: data = path.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"{path} came with the course and cannot be read: install it anew.") from error
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != DIGITS_MD5:
+        raise DamagedFileError(f"{path} came with the course and is not what it was: install it anew.")
+    with np.load(io.BytesIO(data)) as file:
+        small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
+    large = F.interpolate(small[:, None].float(), size=(20, 20), mode="bicubic", align_corners=False)[:, 0]
+    images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)
+    return (images[:-300], targets[:-300]), (images[-300:], targets[-300:])

@@ -46,6 +46,8 @@ def flatten_parameters(params):
     (LAMB, Muon, a parameter without a gradient) needs them apart: in the buffer, no gradient is a gradient of zero.
     Raises `ValueError` for no parameters, a mixture, or one that comes twice or does not require a gradient.
     """
+    if not hasattr(type(params), "__iter__") or isinstance(params, str):
+        raise TypeError(f"params must be parameters, as from model.parameters(), not {params!r:.80}.")
     params = [params] if isinstance(params, torch.Tensor) else list(params)
     if not params: raise ValueError("There are no parameters to flatten.")
     if not all(isinstance(p, torch.Tensor) for p in params):

@@ -1,10 +1,13 @@
 """Letters and digits rendered from matplotlib's fonts, distorted: what the body of chapter 11 was pretrained on."""
 import functools
+import hashlib
 import json
 import string
 from pathlib import Path
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFont
@@ -110,6 +113,22 @@ class GlyphLoader:
 
 
 GLYPHS_SHA256 = "f1c8e5fc6b4c7fa27640f056ab67cbee2c3a3dab927d629ff7ce000cc5d68ef5"
+
+
+def glyph_weights(path=None):
+    """Weights as data/train_glyphs.py writes them: name -> tensor; by default those of the course, whose hash is checked.
+
+    Raises `DamagedFileError` for a file that is missing, damaged or another than it should be.
+    """
+    own, path = path is not None, Path(path or embedded("glyphs.safetensors"))
+    advice = "Write it anew: python data/train_glyphs.py." if own else "It came with the course: install that anew."
+    try: data = path.read_bytes()
+    except OSError as error: raise DamagedFileError(f"{path} cannot be read ({error.strerror}). {advice}") from error
+    if not own and hashlib.sha256(data).hexdigest() != GLYPHS_SHA256:
+        raise DamagedFileError(f"{path} is not the file that it should be (its hash differs). {advice}")
+    try: return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise DamagedFileError(f"{path} is no whole safetensors file ({error}). {advice}") from error
 
 
 def glyph_curves():

@@ -1,6 +1,5 @@
 """Figures that answer a slider within a frame: a blitted picture, controls, and an explorer that ties them together (appendix A2)."""
 import asyncio
-import base64
 import html
 import inspect
 import math
@@ -11,9 +10,13 @@ from io import BytesIO
 from time import perf_counter
 
 import ipywidgets as widgets
+from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+
+from .arguments import a_function, checked
+from .plots import picture_output, plt
 
 
 class LiveFigure:
@@ -24,7 +27,7 @@ class LiveFigure:
     change of anything else (limits, a title), call `invalidate()` first.
     """
     def __init__(self, fig, artists, alt, quality=90):
-        if not alt.strip(): raise ValueError("A live figure needs an alt text: say what it shows.")
+        if not isinstance(alt, str) or not alt.strip(): raise ValueError("A live figure needs an alt text: say what it shows.")
         self.fig, self.alt, self.quality = fig, alt, quality
         self.artists = sorted(artists, key=lambda a: a.get_zorder())
         self.canvas = FigureCanvasAgg(fig)
@@ -49,14 +52,32 @@ class LiveFigure:
         for artist in self.artists: self.fig.draw_artist(artist)
         self.image.value = self.encode("jpeg", quality=self.quality, subsampling=0)
 
+    def picture(self):
+        "The picture as it stands, as a PIL image."
+        pixels = memoryview(self.canvas.buffer_rgba())
+        height, width, _ = pixels.shape
+        return Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1).convert("RGB")
+
     def encode(self, format, **options):
         "The picture as it stands, as bytes."
         buffer = BytesIO()
-        pixels = memoryview(self.canvas.buffer_rgba())
-        height, width, _ = pixels.shape
-        image = Image.frombuffer("RGBA", (width, height), pixels, "raw", "RGBA", 0, 1)
-        image.convert("RGB").save(buffer, format, **options)
+        self.picture().save(buffer, format, **options)
         return buffer.getvalue()
+
+
+    def close(self):
+        "Let go of the figure and of the picture on the page."
+        _close(self.image)
+        plt.close(self.fig)
+        self.fig = self.canvas = self.background = None
+        self.artists = []
+
+
+def _close(widget):
+    "Close a widget with its children, layout and style: each of them is kept until it is closed."
+    for child in getattr(widget, "children", ()): _close(child)
+    for part in (widget, getattr(widget, "style", None), getattr(widget, "layout", None)):
+        if part is not None: part.close()
 
 
 SLICE_S = .04  # the kernel looks at its messages at least this often while an explorer trains
@@ -73,10 +94,11 @@ def _on_grid(control, value):
 
     A slider that gets anything else answers with this, when the cell is done or long after.
     """
-    step, base = getattr(control, "step", None), getattr(control, "base", None)
+    if not isinstance(control, (widgets.IntSlider, widgets.FloatSlider, widgets.FloatLogSlider)): return value
+    step, span, base = control.step, control.max - control.min, getattr(control, "base", None)
+    if not step or not span: return value
     if isinstance(control, widgets.IntSlider): return control.min + round((value - control.min) / step) * step
-    if not isinstance(control, (widgets.FloatSlider, widgets.FloatLogSlider)): return value
-    at, span = (math.log(value, base) if base else value), control.max - control.min
+    at = math.log(value, base) if base else value
     of_all = step * 100 / span
     percent = math.floor((at - control.min) * 100 / span / of_all + .5) * of_all
     at = control.max if percent >= 100 else percent * span / 100 + control.min
@@ -110,16 +132,96 @@ class _Said:
     def _same_step(self, a, b): return a == b or _on_grid(self.control, a) == _on_grid(self.control, b)
 
 
+class _Cells:
+    """Which explorers each cell has made or shown: when it runs again, those that no cell shows any more are closed.
+
+    Their widgets would keep them otherwise, with all their data.
+    """
+    def __init__(self): self.running, self.shown, self.replaced = False, {}, set()
+
+    def watch(self, shell):
+        "Hear when cells begin and end. Made in a cell, an explorer watches from then on."
+        self.running = self.running or self.begin not in shell.events.callbacks["pre_execute"]
+        shell.events.register("pre_execute", self.begin)
+        shell.events.register("post_execute", self.end)
+
+    def begin(self): self.running = True
+
+    def end(self):
+        self.running = False
+        for explorer in self.replaced.difference(*(explorers for _, explorers in self.shown.values())): explorer.close()
+        self.replaced.clear()
+
+    def add(self, explorer):
+        "The cell that runs makes or shows this explorer."
+        if (shell := get_ipython()) is None: return
+        self.watch(shell)
+        if not self.running: return
+        message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+        cell = message.get("metadata", {}).get("cellId") or shell.user_ns["In"][-1]  # some programs send no id
+        run, explorers = self.shown.get(cell, (None, set()))
+        if run != shell.execution_count:
+            self.replaced |= explorers
+            explorers = set()
+        self.shown[cell] = shell.execution_count, explorers | {explorer}
+
+    def forget(self, explorer):
+        "It is closed. IPython's `Out` and `_5` would keep it, too."
+        self.shown = {cell: (run, explorers - {explorer}) for cell, (run, explorers) in self.shown.items()
+                      if explorers != {explorer}}
+        if (shell := get_ipython()) is None: return
+        out = shell.user_ns.get("_oh", {})
+        for number in [number for number, value in out.items() if value is explorer]:
+            del out[number]
+            for names in shell.user_ns, shell.user_ns_hidden: names.pop(f"_{number}", None)
+
+
+_cells = _Cells()
+
+
+def _confirm(control):
+    """Have every message of a control confirmed: the page's slider says nothing more before.
+
+    ipykernel 7.4 confirms none that comes while a cell awaits.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None or control.comm is None: return
+
+    def handle(message):
+        control._handle_msg(message)
+        if not _cells.running or threading.current_thread() is not threading.main_thread(): return
+        for status, parent in ("idle", message), ("busy", {}):  # the cell is still at work
+            kernel.session.send(kernel.iopub_socket, "status", {"execution_state": status}, parent=parent)
+
+    control.comm.on_msg(handle)
+
+
+# In its output a live figure stands after a picture of it; whichever can be used is shown, in JupyterLab (and nbconvert's
+# pages), VS Code and Colab. A widget whose kernel is gone, or was restarted, does nothing.
+ASLEEP = """<p style="font-weight: bold">This figure is asleep: run its cell (Shift+Enter), and the sliders move it.</p>
+<style>
+:is(.jp-OutputArea, .cell_container, #output-area):has(.explorer:not(.jupyter-widgets-disconnected)) .explorer-asleep,
+.jp-OutputArea-child:has(.explorer-asleep) + .jp-OutputArea-child:not(:has(.explorer:not(.jupyter-widgets-disconnected)))
+{ display: none }
+</style>"""
+NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # one transparent pixel
+
+
 class Explorer:
     """A function under sliders; `explore` makes one.
 
     `.state`: the numbers behind the picture; `.error`: the exception of the last move, or None;
     `.controls`: the widgets by name; `.figure`: the `LiveFigure`, or None;
     `.widget`: everything, for a layout of your own. Raises what the function raises for the values it begins with.
+    `.shows_before_next`: where moves come faster than pictures, each run shows one before the next move ends it.
+    A cell that runs again closes the explorers that it made and showed before (`close`).
     """
+    closed = shows_before_next = False
+
     def __init__(self, f, controls, figure=None, words=_in_words, caption=""):
         self.f, self.figure, self.words, self.caption = f, figure, words, caption
         self.state, self.error, self._task, self._held, self._waiting = {}, None, None, False, {}
+        self._has_shown = self._move_waits = False
         self._home, self._lock = (threading.current_thread(), _running_loop()), threading.Lock()
         self.controls = {name: self._control(name, spec) for name, spec in controls.items()}
         self._exact = self._start = {name: control.value for name, control in self.controls.items()}
@@ -128,13 +230,25 @@ class Explorer:
         self._line, self._alarm = widgets.HTML(), widgets.HTML()
         self._line.add_class("explorer-words")
         self._alarm.add_class("explorer-error")
-        buttons = [self._button("Reset", "all sliders back to where they began", self.reset)]
-        if inspect.isgeneratorfunction(f): buttons.append(self._button("Stop", "end the run in flight", self.stop))
-        rows = widgets.HBox([*self.controls.values(), *buttons], layout=widgets.Layout(flex_flow="row wrap"))
-        self.widget = widgets.VBox([rows, *([figure.image] if figure else []), self._line, self._alarm])
-        for control in self.controls.values(): control.observe(self._moved, "value")
+        self.buttons = {"Reset": self._button("Reset", "all sliders back to where they began", self.reset)}
+        if inspect.isgeneratorfunction(f): self.buttons["Stop"] = self._button("Stop", "end the run in flight", self.stop)
+        rows = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        below = widgets.HBox([*self.buttons.values(), self._line], layout=widgets.Layout(align_items="center"))
+        self.widget = widgets.VBox([rows, *self._pictures(), below, self._alarm])
+        self.widget.add_class("explorer")
+        for control in self.controls.values():
+            control.observe(self._moved, "value")
+            _confirm(control)
         self._move()
         if self.error: raise self.error
+        _cells.add(self)
+
+    def _pictures(self):
+        "The live picture, and beside it its alt text, which ipywidgets' images do not have."
+        if not self.figure: return []
+        described = widgets.HTML(f'<img alt="{html.escape(self.figure.alt)}" src="{NOTHING}">',
+                                 layout=widgets.Layout(height="0", margin="0", overflow="hidden"))
+        return [self.figure.image, described]
 
     @staticmethod
     def _control(name, spec):
@@ -158,7 +272,7 @@ class Explorer:
             raise ValueError(f"{name} goes from {low:.4g} to {high:.4g}; {value} is outside.")
 
     def _button(self, label, tooltip, action):
-        button = widgets.Button(description=label, tooltip=tooltip, layout=widgets.Layout(width="70px"))
+        button = widgets.Button(description=label, tooltip=tooltip, layout=widgets.Layout(width="70px", flex="none"))
         button.on_click(lambda _: self._at_home(action))
         return button
 
@@ -197,6 +311,20 @@ class Explorer:
         "End the run in flight; what it has shown stays."
         self._cancel()
 
+    def close(self):
+        "End the run in flight, leave the page and let go of all data: a closed explorer can do nothing more."
+        if self.closed: return
+        self._cancel()
+        _close(self.widget)
+        if self.figure: self.figure.close()
+        _cells.forget(self)
+        self.__dict__.clear()
+        self.closed = True
+
+    def __getattr__(self, name):
+        closed = " (it is closed: run the cell again that makes it)" if self.closed else ""
+        raise AttributeError(f"This {type(self).__name__} has no {name!r}{closed}.", name=name, obj=self)
+
     def _cancel(self):
         if self._task: self._task.cancel()
         self._task = None
@@ -214,6 +342,7 @@ class Explorer:
         else: loop.call_soon_threadsafe(action)
 
     def _moved(self, change):
+        if self.closed: return
         control, here = change["owner"], threading.current_thread() is self._home[0]
         if self._held and here: return
         lock = getattr(control, "_property_lock", None)  # ipywidgets holds it while the page speaks
@@ -225,6 +354,7 @@ class Explorer:
 
     def _catch_up(self):
         "React to the moves that came since the last time, all of them at once."
+        if self.closed: return
         with self._lock: waiting, self._waiting = self._waiting, {}
         self._held = True
         try: moved = [control for control, move in waiting.items() if self._is_move(control, *move)]
@@ -238,7 +368,11 @@ class Explorer:
         return True
 
     def _move(self):
+        if self.shows_before_next and self._task and not self._task.done() and not self._has_shown:
+            self._move_waits = True
+            return
         self._cancel()
+        self._has_shown = self._move_waits = False
         self.error, self._alarm.value = None, ""
         try:
             result = self.f(**self.values)
@@ -257,10 +391,15 @@ class Explorer:
                     newest = newest if state is None else state
                     if perf_counter() - since < SLICE_S: continue
                     if newest is not None: self._show(newest)
+                    if self._move_waits and self._has_shown: break
                     await asyncio.sleep(0)
                     newest, since = None, perf_counter()
-                if newest is not None: self._show(newest)
+                else:
+                    if newest is not None: self._show(newest)
         except Exception as error: self._fail(error)
+        if self._move_waits:
+            self._task = None  # this one: it ends here
+            self._move()
 
     def _show(self, state):
         if not isinstance(state, dict):
@@ -268,7 +407,7 @@ class Explorer:
         words = html.escape(self.words(state))
         if self.figure: self.figure.update()
         self._line.value = f'<div style="font-size: 110%" aria-live="polite">{words}</div>'
-        self.state = state
+        self.state, self._has_shown = state, True
 
     def _fail(self, error):
         self.error = error
@@ -277,15 +416,19 @@ class Explorer:
                              f'⚠ {text} (The picture is the one before.)</div>')
 
     def _ipython_display_(self):
-        "One output for readers with a kernel (the widget) and without (the picture), and the caption for both."
+        "A picture for readers without a kernel, the widget for those with one, and the caption for both."
         alt = self.figure.alt if self.figure else self.caption or "Sliders, and a line that says their state."
+        data, metadata = picture_output(self.figure.picture(), alt) if self.figure else ({"text/plain": alt}, {})
+        picture = data.get("text/html", "")
+        data["text/html"] = f'<div class="explorer-asleep">{picture}{self._line.value}{ASLEEP}</div>'
+        display(data, raw=True, metadata=metadata)
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        bundle = {"text/plain": alt, "application/vnd.jupyter.widget-view+json": view}
-        if self.figure: bundle["image/png"] = base64.b64encode(self.figure.encode("png", optimize=True)).decode()
-        display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
+        display({"application/vnd.jupyter.widget-view+json": view, "text/html": "", "text/plain": ""}, raw=True)
         if self.caption: display(Markdown(f"*{self.caption}*"))
+        _cells.add(self)
 
 
+@checked(f=a_function)
 def explore(f, figure=None, *, words=_in_words, caption="", **controls):
     """Put `f` under sliders.
 

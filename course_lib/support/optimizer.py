@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, as_list, check_hyper
+from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, as_list, check_function, check_hyper
 
 GROUP_KEYS = "params", "param_names", "name", "foreign", *SCHEDULER_KEYS  # what a group may hold besides hyperparameters
 
@@ -79,7 +79,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
     """
     @torch._disable_dynamo  # as torch's own methods are: the compiler would set the attributes after the checks
     def __init__(self, params, steppers, **hypers):
-        self.steppers = list(steppers)
+        self.steppers = as_list("steppers", steppers)
+        for stepper in self.steppers: check_function("steppers: a stepper", stepper, "it takes (p, grad, state, *, lr, …)")
         if not self.steppers: raise ValueError("An optimizer needs at least one stepper, for example [sgd_step].")
         self._hypers = [hyperparameters(stepper) for stepper in self.steppers]
         defaults = {}
@@ -94,6 +95,8 @@ class CheckedOptimizer(torch.optim.Optimizer):
         if isinstance(params, (set, frozenset)):
             raise TypeError("The parameters are in a set, whose order differs between runs (and a saved state goes by "
                             "their order): pass a list.")
+        if not hasattr(type(params), "__iter__") or isinstance(params, str):
+            raise TypeError(f"params must be parameters, as from model.parameters(), or groups of them, not {params!r}.")
         nothing = ValueError("The optimizer got no parameters. Pass model.parameters(), "
                              "and not a generator that was used up before.")
         if not isinstance(params, torch.Tensor) and not (params := list(params)): raise nothing

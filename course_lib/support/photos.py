@@ -2,10 +2,10 @@
 import contextlib
 import hashlib
 import math
-import secrets
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .arguments import checked, images
 from .checks import positive_int
-from .files import FOLDER_ADVICE, DamagedFileError, DataError, DownloadError, data_root, receive
+from .files import FOLDER_ADVICE, DamagedFileError, DataError, DownloadError, data_root, receive, whole_file
 from .tensors import default_device, keep_freed_memory
 
 
@@ -135,16 +136,29 @@ class CenterCrop(_BatchCrop):
     def __repr__(self): return f"CenterCrop({self.size}, share={self.share})"
 
 
+@checked(x=images)
 def denormalise(x):
     "Images `[n, 3, height, width]` that were normalised by ImageNet's statistics, in colours from 0 to 1 again."
     mean, std = (x.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
     return (x * std + mean).clamp(0, 1)
 
 
+LONGEST = 8  # sides of a picture that is resized as a whole: 1 × 60,000 pixels would become 17,280,000 × 288
+
+
+def _middle(image):
+    "A picture without what is certain to be cut off: at most some `LONGEST` times as long as it is wide."
+    sides, short = image.size, min(image.size)
+    if max(sides) <= (LONGEST + 1) * short: return image
+    kept = [min(side, LONGEST * short + (side - LONGEST * short) % 2) for side in sides]  # as much on either side
+    left, top = ((side - keep) // 2 for side, keep in zip(sides, kept))
+    return image.crop((left, top, left + kept[0], top + kept[1]))
+
+
 def _decode(path, large):
     "A picture file as bytes `[3, large, large]`: RGB, the shorter side resized to `large`, and the middle of it."
     try:
-        with Image.open(path) as file: image = file.convert("RGB")
+        with Image.open(path) as file: image = _middle(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DamagedFileError(f"{path} cannot be read as a picture ({error}).") from error
     from torchvision.transforms import functional as pictures
@@ -154,33 +168,31 @@ def _decode(path, large):
 
 
 def _fingerprint(paths, folder):
-    "16 hex digits that change with the names, the sizes and the order of files in a folder."
-    try: names_sizes = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
+    "16 hex digits that change with the names, the sizes, the times of change and the order of files in a folder."
+    line = lambda path, stat: f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}"
+    try: lines = [line(path, path.stat()) for path in paths]
     except OSError as error:
         raise DamagedFileError(f"{error.filename} cannot be found or looked at ({error.strerror}).") from error
-    return hashlib.sha256("\n".join(names_sizes).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _write_decoded(path, paths, shape):
     "Decode pictures into `path`, an .npy file of bytes, under a temporary name until it is whole."
-    part, large = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part"), shape[-1]
     try:
         needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
         if needed > free: raise OSError(0, f"{needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free")
-        with open(part, "wb") as file, ThreadPoolExecutor() as pool:
+        with whole_file(path) as part, open(part, "wb") as file, ThreadPoolExecutor() as pool:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for start in range(0, len(paths), 256):  # a few at a time: what waits to be written takes memory
-                for image in pool.map(_decode, paths[start:start + 256], (large,) * 256): file.write(image)
-        part.replace(path)
+                for image in pool.map(_decode, paths[start:start + 256], (shape[-1],) * 256): file.write(image)
     except OSError as error:
         raise DataError(f"{path.parent} cannot be written to ({error.strerror}): {FOLDER_ADVICE}.") from error
-    finally:
-        with contextlib.suppress(OSError): part.unlink()
 
 
 def decoded(paths, folder, large, name="photos"):
     """Pictures in a folder as bytes `[n, 3, large, large]`, mapped from a file in that folder;
-    the first call writes it, and only that one decodes.
+    the first call writes it, and only that one decodes. A picture that is added, removed or replaced is noticed by
+    its name, its size and the time of its last change.
 
     Raises `DamagedFileError` that names a picture that is missing or damaged, `DataError` where the disk is full.
     """
@@ -264,6 +276,20 @@ def _announce(source, large):
           f"{large}×{large}, take another {n * 3 * large**2 / 1e6:,.0f} MB", flush=True)
 
 
+def _move(old, new):
+    "Move a folder to its place; one that another process has put there in the meantime is as good."
+    try: old.rename(new)
+    except OSError:
+        if not new.is_dir(): raise
+
+
+def _look(home, tops):
+    "Which of the folders that make a set of photos are there."
+    there = lambda: [top for top in tops if (home / top).is_dir()]
+    if 0 < len(there()) < len(tops): time.sleep(.2)  # another process may be moving them in, one after the other
+    return there()
+
+
 def _install(source, large, download):
     """See to it that the photos are in their folder: all of them appear there, or none.
 
@@ -271,7 +297,7 @@ def _install(source, large, download):
     """
     home, tops, root = source.home, source.tops, source.home.parent
     try:
-        there = [top for top in tops if (home / top).is_dir()]
+        there = _look(home, tops)
         if len(there) == len(tops): return
         if there: raise DamagedFileError(f"{home} holds {there[0]}, but not {' and '.join(tops)}. "
                                          f"Delete {home / there[0]}; it is then fetched again.")
@@ -280,9 +306,9 @@ def _install(source, large, download):
         _announce(source, large)
         with tempfile.TemporaryDirectory(".part", f"{home.name}.", root, ignore_cleanup_errors=True) as part:
             new = _unpack(source, Path(part))
-            if not home.exists(): new.rename(home)  # the usual way: everything in one move
-            else:
-                for top in tops: (new / top).rename(home / top)
+            if not home.exists(): _move(new, home)  # the usual way: everything in one move
+            for top in tops:
+                if not (home / top).is_dir(): _move(new / top, home / top)
     except OSError as error:
         raise DownloadError(f"{root} cannot be written to ({error.strerror}): {FOLDER_ADVICE}") from error
 
@@ -308,6 +334,12 @@ class Photos(NamedTuple):
     train: slice
     valid: slice
     test: slice
+
+
+def check_photo_sizes(size, large, batch_size):
+    "Raises `ValueError` for what is no whole number, and for crops that are larger than what they are cut from."
+    for name, value in {"size": size, "large": large, "batch_size": batch_size}.items(): positive_int(name, value)
+    if size > large: raise ValueError(f"size must be at most large, not {size} with large={large}.")
 
 
 def load_photos(source, large, n_valid, download):

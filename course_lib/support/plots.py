@@ -1,11 +1,18 @@
 """One style for every figure: readable when projected, by colour-blind readers, in dark themes (appendix A1 shows how to use it)."""
+import base64
 import functools
+import html
 from io import BytesIO
 
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib import cycler
+from PIL import Image
+
+from .arguments import a_tensor, checked
+from .checks import positive_int
 
 COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73",
           "pink": "#CC79A7", "amber": "#E69F00", "sky": "#56B4E9"}
@@ -45,21 +52,43 @@ def png_bytes(fig):
     return buffer.getvalue()
 
 
+def small_png(image):
+    "A PIL image as PNG; with a palette of 256 colours, less than half as large, where that changes no pixel visibly."
+    image, buffer = image.convert("RGB"), BytesIO()
+    palette = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    change = np.abs(np.asarray(palette.convert("RGB"), dtype=int) - np.asarray(image))
+    (palette if change.max() < 24 else image).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def picture_output(image, alt, below=""):
+    """A PIL image as a notebook's output with an alt text: -> (data by MIME type, their metadata), for `display`.
+
+    JupyterLab and nbconvert drop the alt text of an `image/png`, so they get HTML, with `below` (HTML) under the
+    picture; GitHub and others that show no HTML get the PNG. It stands twice in the file, hence `small_png`.
+    """
+    png = base64.b64encode(small_png(image)).decode()
+    picture = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}">'
+    return ({"text/html": picture + below, "image/png": png, "text/plain": alt}, {"image/png": {"alt": alt}})
+
+
 def show(fig, alt, caption):
     """Show `fig` with alternative text and a visible caption, then close it.
 
     alt: what a reader who cannot see the picture needs to know; caption: one or two sentences of Markdown.
     Raises `ValueError` if either is empty. In a script, which has no place for a picture, the two texts are printed.
     """
-    if not alt.strip() or not caption.strip():
+    if not all(isinstance(text, str) and text.strip() for text in (alt, caption)):
         raise ValueError("A figure needs an alt text and a caption, neither of them empty.")
     if get_ipython() is None: print(f"{alt} {caption}")
     else:
-        display({"image/png": png_bytes(fig), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+        data, metadata = picture_output(Image.open(BytesIO(png_bytes(fig))), alt)
+        display(data, raw=True, metadata=metadata)
         display(Markdown(f"*{caption}*"))
     plt.close(fig)
 
 
+@checked(images=a_tensor, ncols=positive_int)
 def show_images(images, titles=None, ncols=8, *, alt, caption):
     """Show a sheet of images.
 

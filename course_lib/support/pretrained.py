@@ -6,9 +6,11 @@ from pickle import UnpicklingError
 
 import torch
 
+from .arguments import a_module, a_state_dict, checked
 from .files import DamagedFileError, DownloadError, open_url
 
 
+@checked(model=a_module, weights=a_state_dict)
 def load_weights(model, weights, source):
     """Put weights (name -> tensor) into a model: all of them or, with a `ValueError` that says what differs, none.
 

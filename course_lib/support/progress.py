@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+from .arguments import at_least_0, checked
+
 
 def in_notebook():
     "Does somebody watch through a notebook? (A test that runs one does not.)"
@@ -48,6 +50,7 @@ class ProgressReport:
 
     `.live`: is there a notebook to draw in? `.rows`: of the table, as texts; `.handle`: of the display, None before it.
     """
+    @checked(refresh_s=at_least_0)
     def __init__(self, refresh_s=.25): self.refresh_s, self.rows, self.handle, self.live = refresh_s, [], None, False
 
     def start(self, learn):

@@ -3,11 +3,24 @@ import math
 
 import numpy as np
 
+from .arguments import checked, finite
 from .checks import positive_int
 
 
 def check_smooth(smooth):
-    if not 0 <= smooth < 1: raise ValueError(f"smooth must be at least 0 and below 1, not {smooth}.")
+    if not 0 <= finite("smooth", smooth) < 1: raise ValueError(f"smooth must be at least 0 and below 1, not {smooth}.")
+
+
+def curve(lrs, losses):
+    "Rates and losses as float64 arrays; raises `ValueError` for what is no list of numbers each, of equal length."
+    arrays = []
+    for name, values in (("lrs", lrs), ("losses", losses)):
+        try: arrays.append(np.array(values, dtype=np.float64))
+        except (TypeError, ValueError): raise ValueError(f"{name} must be a list of numbers, not {values!r:.80}.") from None
+        if arrays[-1].ndim != 1: raise ValueError(f"{name} must be a list of numbers, not {values!r:.80}.")
+    if len(arrays[0]) != len(arrays[1]):
+        raise ValueError(f"Each rate has a loss: got {len(arrays[0])} lrs and {len(arrays[1])} losses.")
+    return arrays
 
 
 def smoothed(values, smooth):
@@ -20,6 +33,7 @@ def smoothed(values, smooth):
     return np.array(averages, dtype=np.float64)
 
 
+@checked(start_lr=finite, end_lr=finite, smooth=finite, stop_factor=finite)
 def search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor):
     "The rates of a range test, an array. Raises `ValueError` for wrong arguments, `RuntimeError` in the middle of a fit."
     if learn.fit_cbs is not None: raise RuntimeError("lr_find cannot run in the middle of a fit.")

@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import torch
 
+from .arguments import at_least_0, checked
 from .optimizer import copy_hyper, read_hyper
 
 
@@ -59,6 +60,7 @@ class BatchRecords:
 
 class CheckedWatcher:
     "What `Watcher` inherits: its arguments are checked, and a result that is not there is an error or no news."
+    @checked(min_delta=at_least_0)
     def __init__(self, monitor="valid_loss", mode=None, min_delta=0.):
         if not isinstance(monitor, str):
             raise ValueError(f"{self!r}: monitor must be a result's name, such as 'valid_loss', not {monitor!r}. "
@@ -68,7 +70,6 @@ class CheckedWatcher:
             mode = next((mode for part, mode in known.items() if part in monitor), None)
         if mode not in ("min", "max"):
             raise ValueError(f"Is a smaller or a larger {monitor} better? Say mode='min' or mode='max'; got {mode!r}.")
-        if not min_delta >= 0: raise ValueError(f"min_delta must be at least 0, not {min_delta}.")
         self.monitor, self.mode, self.min_delta, self.best = monitor, mode, min_delta, None
 
     def has_news(self, learn):

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from .arguments import a_path, checked
 from .checks import SCHEDULER_KEYS, shorten
 from .files import write_whole
 from .learner import spread_lr
@@ -90,6 +91,7 @@ def _layout(learn):
                for i, group in enumerate(groups) for j, p in enumerate(group["params"])}}
 
 
+@checked(path=a_path)
 def save(learn, path):
     """Write model, optimizer, rate, epochs done, the data's next order and the random state to one safetensors file.
 
@@ -166,6 +168,7 @@ def _kinds(weights):
             if isinstance(value, torch.Tensor) else "no tensor" for name, value in weights.items()}
 
 
+@checked(path=a_path)
 def load(learn, path):
     """Bring a learner to the state that `save` wrote; one that has never fitted gets its optimizer first.
 

@@ -6,23 +6,26 @@ from collections.abc import Mapping
 import torch
 from torch.optim import lr_scheduler
 
+from .arguments import a_text, checked, finite
 from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, as_list, check_hyper, positive_int
 from .learner import spread_lr
 from .optimizer import hyper_key, read_hyper, write_hyper
 
 
 def check_above_0(what, **values):
+    for name, value in values.items(): finite(name, value)
     if not all(value > 0 for value in values.values()):
         raise ValueError(f"{what} needs {' and '.join(values)} above 0, got {' and '.join(map(str, values.values()))}.")
 
 
 def check_share(name, share):
-    if not 0 <= share <= 1: raise ValueError(f"{name} is a share of the whole, from 0 to 1, not {share}.")
+    if not 0 <= finite(name, share) <= 1: raise ValueError(f"{name} is a share of the whole, from 0 to 1, not {share}.")
 
 
 def check_parts(shares, schedules):
     "The arguments of `combine` as lists. Raises `ValueError` for wrong shares, `TypeError` for what is no schedule."
-    shares, schedules = [float(share) for share in shares], list(schedules)
+    shares, schedules = as_list("shares", shares), as_list("schedules", schedules)
+    shares = [float(finite("shares", share)) for share in shares]
     for schedule in schedules:
         if not callable(schedule):
             raise TypeError(f"combine joins functions of progress, but got {schedule!r}: write const({schedule!r}) for "
@@ -34,6 +37,7 @@ def check_parts(shares, schedules):
     return shares, schedules
 
 
+@checked(mult=finite)
 def check_restarts(n_cycles, mult):
     if not 0 < mult < math.inf: raise ValueError(f"mult, how much longer each cycle is than the one before, must be "
                                                  f"above 0, not {mult}; 1 makes all equally long.")
@@ -68,6 +72,7 @@ def check_schedules(schedules):
     if not isinstance(schedules, Mapping):
         raise TypeError("ParamScheduler expects a dict from a hyperparameter's name to its schedule, for example "
                         f"{{'lr': lin(0, 1)}}; got {schedules!r}.")
+    if not schedules: raise ValueError("ParamScheduler got no schedules, {}: there is nothing for it to set.")
     for name, schedule in schedules.items():
         if not (each := each_schedule(schedule)) or not all(map(callable, each)):
             raise ValueError(f"{name}: a schedule is a function of progress, or a list of them; got {schedule!r}.")
@@ -93,7 +98,8 @@ def spread_schedules(schedules, groups):
     return plan
 
 
-def check_stepping(make_scheduler, call_on):
+@checked(monitor=a_text)
+def check_stepping(make_scheduler, call_on, monitor):
     "Raises `ValueError` for wrong arguments of `LRScheduler`."
     if call_on not in ("after_batch", "after_epoch"):
         raise ValueError(f"call_on is 'after_batch' or 'after_epoch', not {call_on!r}.")

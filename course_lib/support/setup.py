@@ -3,10 +3,14 @@ import os
 import platform
 import shutil
 import sys
+import tomllib
 from importlib import metadata
 
 import torch
 from packaging.requirements import Requirement
+
+from .arguments import a_device, checked, loaders
+from .files import CHECKOUT
 
 
 def gpu_advice(device):
@@ -40,21 +44,38 @@ class SetupReport:
         return f"| | found | what to do |\n|---|---|---|\n{table}\n\n**{verdict}**"
 
 
+def course_requirements():
+    """What the course needs, as texts like "torch>=2.9": the package's own requirements, and its extras', each with its
+    marker. Those of a checkout are read from it: what pip noted when it was installed may be older.
+    """
+    if not CHECKOUT: return metadata.requires("course_lib")
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["notebooks"]]
+
+
+def in_notebook():
+    "Does this run in the kernel of a notebook?"
+    return hasattr(sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None, "kernel")
+
+
+@checked(device=a_device, dls=loaders)
 def check_setup(device, dls, requirements=None):
-    """Compare this environment with what the course needs -> `SetupReport`.
+    """Compare this environment with what the course and its notebooks need -> `SetupReport`.
 
     device: as from `default_device()`; dls: as from `course_data()`;
-    requirements: texts like "torch>=2.9", by default those of the installed package.
+    requirements: texts like "torch>=2.9", by default those of the package and of its extra `notebooks`.
     """
     rows, ok = [("Python", platform.python_version(), "")], True
-    for text in metadata.requires("course_lib") if requirements is None else requirements:
-        requirement = Requirement(text)
-        if requirement.marker: continue  # an extra
+    for requirement in map(Requirement, course_requirements() if requirements is None else requirements):
+        if requirement.marker and not requirement.marker.evaluate({"extra": "notebooks"}): continue  # another extra
+        text = f"{requirement.name}{requirement.specifier}"
         try: found = metadata.version(requirement.name)
         except metadata.PackageNotFoundError: found = None
         fits = found is not None and requirement.specifier.contains(found, prereleases=True)
-        rows.append((requirement.name, found or "missing", "" if fits else f"needs {text}: pip install '{text}'"))
-        ok = ok and fits
+        if fits: advice = ""
+        elif requirement.name == "jupyterlab" and in_notebook(): advice = "not needed here: this notebook is open"
+        else: advice, ok = f"needs {text}: pip install '{text}'", False
+        rows.append((requirement.name, found or "missing", advice))
     name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else f"{os.cpu_count()} cores"
     rows.append(("device", f"{torch.device(device)} ({name})", gpu_advice(device)))
     hint = ("" if dls.name == "mnist" else

@@ -58,6 +58,7 @@ class Snapshot:
     """
     def __init__(self, learn):
         self.learn, self.met, self.tensors, self.leaves, self.containers, self.generators = learn, {}, [], [], [], []
+        self.grad_enabled = torch.is_grad_enabled()
         self.random, self.loaders = random_state(learn.device), loader_state(learn.dls)
         self.workers = [(dl, dl._iterator) for dl in _loaders(learn.dls)
                         if isinstance(dl, torch.utils.data.DataLoader) and dl.persistent_workers]
@@ -100,6 +101,7 @@ class Snapshot:
         except KeyboardInterrupt:
             self._restore()
             raise
+        finally: torch.set_grad_enabled(self.grad_enabled)  # a Ctrl-C inside of torch.no_grad() leaves it off
 
     @torch.no_grad()
     def _restore(self):

@@ -112,7 +112,7 @@ def learning_rate(lab, page):
 @pytest.fixture(scope="module")
 def sweep_map(lab, page):
     "Chapter 09; it comes after chapter 08."
-    return run_chapter(lab, page, "09_sweep.ipynb")
+    return run_chapter(lab, page, "09_sweeps.ipynb")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,20 @@ def batchnorm(lab, page):
 def transfer(lab, page):
     "Chapter 11; it comes after chapter 10."
     return run_chapter(lab, page, "11_transfer.ipynb")
+
+
+@pytest.fixture(scope="module")
+def live(lab, page):
+    "Appendix A2; it comes after chapter 11."
+    return run_chapter(lab, page, "A2_live.ipynb")
+
+
+def execute(page, code):
+    "Run code in the kernel of the notebook that is open, to its end."
+    page.evaluate("""async code => {
+        const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+        await kernel.requestExecute({code}).done;
+    }""", code)
 
 
 def explorer(page, control, button="Reset"):
@@ -184,10 +198,7 @@ def test_the_ball_flies_out_by_keyboard(chapter):
 
 def test_what_code_has_set_stays_although_sliders_answer(chapter):
     "Each of these rates lies between two steps of the slider, so the page answers each; the last one must stand."
-    chapter.evaluate("""async code => {
-        const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-        await kernel.requestExecute({code}).done;
-    }""", "for rate in (.12, .57, 1.234, 1.7): parabola.set(lr=rate)")
+    execute(chapter, "for rate in (.12, .57, 1.234, 1.7): parabola.set(lr=rate)")
     chapter.wait_for_timeout(1500)  # the answers are under way
     figure = explorer(chapter, "curvature")
     says(figure, "lr 1.70 ")
@@ -353,14 +364,105 @@ def test_chapter_11_runs_without_an_error(transfer): runs_without_an_error(trans
 
 def test_more_images_train_a_better_head(transfer):
     figure = explorer(transfer, "n_per_class")
-    says(figure, "10 of each class")
+    says(figure, "10 images of each class")
     press(transfer, figure, "n_per_class", "ArrowRight", 40)
-    says(figure, "50 of each class")
+    says(figure, "50 images of each class")
     assert figure.locator(".explorer-error").inner_text() == ""
 
 
-def test_nothing_left_the_machine(transfer):
-    hosts = {urlparse(url).hostname for url in transfer.requested
+def test_appendix_a2_runs_without_an_error(live): runs_without_an_error(live)
+
+
+def wave(page):
+    "The figure of appendix A2."
+    return explorer(page, "frequency")
+
+
+def test_a_slider_that_code_has_set_directly_lives_on(live):
+    "The page answers a value between two steps while the cell still awaits; then a reader moves the slider."
+    figure = wave(live)
+    says(figure, "One swing takes 5.00 s")  # what the appendix's own cells left behind
+    execute(live, "waves.controls['frequency'].value = .11; await asyncio.sleep(1.5)")
+    says(figure, "One swing takes 9.09 s")
+    press(live, figure, "frequency", "ArrowRight", 4)
+    says(figure, "One swing takes 3.33 s")
+    press(live, figure, "height", "ArrowLeft", 4)
+    says(figure, "goes 0.30 m up")
+    figure.get_by_role("button", name="Reset").click()
+    says(figure, "One swing takes 5.00 s")
+
+
+def test_the_live_picture_has_an_alt_text(live):
+    assert wave(live).get_by_role("img", name="A sine wave; two sliders").count() == 1
+
+
+@pytest.mark.parametrize("width", [1400, 1024])
+def test_the_buttons_stand_together_beside_the_words(live, width):
+    live.set_viewport_size({"width": width, "height": 950})
+    live.wait_for_timeout(500)
+    figure = live.locator(".explorer").filter(has=live.get_by_role("button", name="Stop")).first
+    figure.scroll_into_view_if_needed()
+    reset, stop = (figure.get_by_role("button", name=name).bounding_box() for name in ("Reset", "Stop"))
+    words = figure.locator(".explorer-words").bounding_box()
+    live.set_viewport_size({"width": 1400, "height": 950})
+    assert reset["y"] == stop["y"] and reset["x"] < stop["x"] < words["x"]
+    assert words["y"] < stop["y"] + stop["height"] and stop["y"] < words["y"] + words["height"]
+
+
+def asleep(page):
+    "What stands there instead of the figure when no kernel moves it."
+    picture = page.locator(".explorer-asleep").filter(has=page.locator("img"))
+    playwright.expect(picture).to_have_count(1, timeout=15_000)
+    return picture
+
+
+def sleeps(page):
+    "There is the picture, once, with its alt text, its words and a line that says why nothing moves; and no error."
+    picture = asleep(page)
+    picture.scroll_into_view_if_needed()
+    playwright.expect(picture).to_be_visible(timeout=15_000)
+    assert picture.locator("img").get_attribute("alt") == "A sine wave; two sliders set its frequency and height."
+    assert picture.locator("img").evaluate("img => img.complete && img.naturalWidth > 500")
+    playwright.expect(picture).to_contain_text("One swing takes 5.00 s")
+    playwright.expect(picture).to_contain_text("This figure is asleep")
+    for text in ("Error displaying widget", "Loading widget"):
+        for message in page.get_by_text(text).all(): assert not message.is_visible()
+    assert not any(figure.is_visible() for figure in page.locator(".explorer, .live-figure").all())
+    screenshot(page, "SCREENSHOT_ASLEEP")
+
+
+def test_a_live_figure_is_there_once(live):
+    wave(live)
+    assert not asleep(live).is_visible()
+
+
+def test_a_figure_sleeps_after_its_kernel_was_restarted(live):
+    live.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    live.wait_for_timeout(1000)
+    live.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    live.wait_for_function(f"{KERNEL} === 'idle'", timeout=90_000)
+    sleeps(live)
+
+
+def test_a_figure_sleeps_the_next_day(lab, live):
+    "Run, saved, its kernel shut down, and opened again."
+    live.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    live.wait_for_timeout(1000)
+    live.goto(lab.format("A2_live.ipynb"))
+    live.wait_for_function(f"{KERNEL} === 'idle'", timeout=90_000)
+    sleeps(live)
+
+
+def test_a_figure_wakes_when_its_cell_runs(lab, live):
+    run_chapter(lab, live, "A2_live.ipynb")
+    figure = wave(live)
+    press(live, figure, "frequency", "ArrowRight", 1)
+    says(figure, "One swing takes 4.00 s")
+    assert not asleep(live).is_visible()
+
+
+def test_nothing_left_the_machine(live):
+    hosts = {urlparse(url).hostname for url in live.requested
              if urlparse(url).scheme in ("http", "https", "ws", "wss")}
     assert hosts == {"127.0.0.1"}
-    assert transfer.errors == []
+    assert live.errors == []

@@ -1,26 +1,39 @@
 """Sweeps against the same models trained alone by torch.optim: nets, optimizers, slices, seeds, loaders, lost points,
 bad input, and the live map."""
+import asyncio
 import copy
+import gc
+import html
 import math
+import re
+import subprocess
+import sys
+import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 from traitlets import TraitError
 
+import course_lib
 import course_lib.figures.sweeps
+import course_lib.support.ensemble
+import course_lib.support.live
 import course_lib.sweeps
 from course_lib.adam import Adam, AdamW, LAMB, Lion
 from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer
-from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_values
-from course_lib.support.ensemble import ACTIVATIONS, is_mlp
+from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_ticks, axis_values
+from course_lib.support.ensemble import ACTIVATIONS, cut, is_mlp
 from course_lib.sweeps import Sweep, sweep
 from tiny import every_device
 
@@ -525,10 +538,11 @@ def run(loader="list", model=None, n_steps=12, **options):
     return sweep(model or dropout_net(), F.cross_entropy, momentum_sgd, LOADERS[loader](), n_steps, GRID, **options)
 
 
-def memory_for(n, loader="list"):
-    "max_bytes for n of these models at once."
+def memory_for(n, loader="list", stepped=None):
+    "max_bytes for n of these models, of which so many are stepped at once (by default all), and for the losses."
     result = Sweep(dropout_net(), F.cross_entropy, momentum_sgd, LOADERS[loader](), 12, GRID)
-    return (n + .5) * (result._bytes_of_one() + 12 * 8)
+    lasting, passing = result._bytes_of_one()
+    return n * lasting + (stepped or n) * passing + result.loss.nbytes
 
 
 def assert_same_sweep(a, b, eps=1e-12):
@@ -550,26 +564,26 @@ def test_slices_give_what_one_gives(loader):
 @every_loader
 def test_chunks_give_what_one_gives(loader, monkeypatch):
     whole = run(loader)
-    monkeypatch.setattr(course_lib.sweeps, "CHUNK_BYTES", 3 * whole.widest)
+    widest = max(p.nbytes for p in dropout_net().parameters())
+    monkeypatch.setattr(course_lib.support.ensemble, "CHUNK_BYTES", 3 * widest)
     chunked = run(loader)
     assert [len(chunks) for chunks in chunked.slices] == [4]
     assert_same_sweep(whole, chunked)
-    both = run(loader, max_bytes=memory_for(6, loader))
+    both = run(loader, max_bytes=memory_for(6, loader, stepped=3))
     assert [len(chunks) for chunks in both.slices] == [2, 2]
     assert_same_sweep(whole, both)
 
 
-def test_every_point_is_in_one_slice_whatever_the_memory(monkeypatch):
-    result = Sweep(dropout_net(), F.cross_entropy, momentum_sgd, pairs(), 2, GRID)
+def test_every_point_is_in_one_slice_whatever_the_memory():
     for n in (1, 2, 7, 64, 1000):
-        for widest in (1, 3, 50, 10 ** 6):
+        for at_once in (1, 3, 50, 10 ** 6):
             for fit in (1, 2, 5, 64, 999, 5000):
-                monkeypatch.setattr(course_lib.sweeps, "CHUNK_BYTES", 8 * widest)
-                result.widest = 8
-                slices = result._slices(n, 100, 100 * fit)
-                flat = [i for chunks in slices for chunk in chunks for i in range(n)[chunk]]
-                assert flat == list(range(n)) and max(sum(c.stop - c.start for c in chunks) for chunks in slices) <= fit
-                assert max(c.stop - c.start for chunks in slices for c in chunks) <= widest
+                for lasting, passing in ((100, 0), (60, 40), (1, 99)):
+                    slices = cut(n, lasting, passing, 100 * fit, at_once)
+                    flat = [i for chunks in slices for chunk in chunks for i in range(n)[chunk]]
+                    sizes = [[chunk.stop - chunk.start for chunk in chunks] for chunks in slices]
+                    assert flat == list(range(n)) and max(map(max, sizes)) <= at_once
+                    assert all(sum(chunks) * lasting + max(chunks) * passing <= 100 * fit for chunks in sizes)
 
 
 def test_a_slice_that_has_made_room_is_trained_again():
@@ -824,6 +838,200 @@ def test_what_is_refused_leaves_everything_as_it_was():
     assert all(torch.equal(*both) for both in zip(model.state_dict().values(), before.values()))
 
 
+# What used to go wrong
+
+def test_the_package_offers_the_function():
+    "`course_lib.sweep` was hidden by the module of that name once."
+    result = course_lib.sweep(net(), F.cross_entropy, SGD, pairs(), 3, {"lr": [.01, .1]})
+    assert isinstance(result, Sweep) and result.n_done == 3
+
+
+def test_a_state_dict_keeps_the_versions_that_modules_read_from_it():
+    "mnasnet refuses a state without its version; batchnorm would begin to count anew."
+    torch.manual_seed(0)
+    model = torchvision.models.mnasnet0_5(num_classes=3, dropout=0.)
+    batch = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    result = sweep(model, F.cross_entropy, SGD, [batch], 2, {"lr": [0., .01]})
+    state = result.params(1)
+    assert state._metadata == model.state_dict()._metadata
+    fresh = torchvision.models.mnasnet0_5(num_classes=3, dropout=0.)
+    fresh.load_state_dict(state)
+    assert fresh.layers[1].num_batches_tracked == 2
+    model.load_state_dict(result.params(0))  # and with a rate of 0 these are its own weights
+
+
+def shared_layer():
+    layer = nn.Linear(36, 36)
+    return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer, nn.Linear(36, 3))
+
+
+def shared_block():
+    block = nn.Sequential(nn.Linear(36, 36), nn.Tanh())
+    return Used(lambda m, x: m.out(m.after(m.before(x.flatten(1)))), before=block, after=block, out=nn.Linear(36, 3))
+
+
+def shared_norm():
+    norm = nn.BatchNorm1d(9)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 9), norm, nn.Tanh(), nn.Linear(9, 9), norm, nn.Linear(9, 3))
+
+
+def shared_and_tied():
+    model = shared_block()
+    model.more = nn.Linear(36, 36)
+    model.more.weight = model.before[0].weight
+    model.f = lambda m, x: m.out(m.more(m.after(m.before(x.flatten(1)))))
+    return model
+
+
+@pytest.mark.parametrize("make", [shared_layer, shared_block, shared_norm, shared_and_tied])
+def test_a_layer_under_two_names(make):
+    torch.manual_seed(0)
+    model = make().double()
+    result = assert_as_alone(model, *OPTIMIZERS["SGD, lr × beta"][:2], {"lr": [.01, .1], "beta": [.5, .9]}, pairs(), 20)
+    fresh = make().double()
+    fresh.load_state_dict(result.params(1, 1))
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in fresh.named_parameters()] == names
+
+
+INTERRUPTED = """
+import sys
+import torch
+import torch.nn.functional as F
+from torch import nn
+from course_lib.momentum import SGD
+from course_lib.sweeps import sweep
+
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+batch = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+files = ("_functorch/vmap.py", "_functorch/apis.py", "contextlib.py", "nn/utils/stateless.py", "support/ensemble.py",
+         "course_lib/sweeps.py")
+depth = torch._C._functorch.get_dynamic_layer_stack_depth
+
+
+def interrupted_at(n):
+    "A sweep with a Ctrl-C at the n-th line that runs in these files, and a backward; whether it came so far."
+    lines = 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith(files) or frame.f_code.co_name == "gone": return  # which nobody calls
+        lines += event == "line"
+        if lines == n:
+            lines += 1
+            raise KeyboardInterrupt
+        return trace
+
+    stopped = False
+    sys.settrace(trace)
+    try: sweep(model, F.cross_entropy, SGD, [batch], 1, {"lr": [.01, .1]})
+    except KeyboardInterrupt: stopped = True
+    except RuntimeError as error:  # vmap ends the level that it had not begun
+        stopped = isinstance(error.__context__, KeyboardInterrupt)
+        if not stopped: raise
+    finally: sys.settrace(None)
+    w = torch.ones(3, requires_grad=True)
+    (w * w).sum().backward()
+    assert depth() == 0 and w.grad.tolist() == [2, 2, 2], n
+    return stopped
+
+
+sweep(model, F.cross_entropy, SGD, [batch], 1, {"lr": [.01, .1]})  # what is imported late is there now
+n, step = 1, int(sys.argv[1])
+while interrupted_at(n): n += step
+print(n)
+"""
+
+
+def test_ctrl_c_in_the_midst_of_vmap_leaves_no_level_behind():
+    "In a process of its own: what was left behind made every later backward fail."
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, "3"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 500 and "Exception ignored" not in done.stderr, done.stderr
+
+
+def dropped(turn):
+    "Dropout of images as they lie, or turned."
+    torch.manual_seed(0)
+    return Used(lambda m, x: m.out(F.dropout(turn(x.squeeze(1)), .5).flatten(1)), out=nn.Linear(36, 3)).double()
+
+
+def test_a_sweep_says_where_its_masks_are_not_those_of_a_model_alone():
+    model = dropped(lambda x: x.mT)
+    with pytest.warns(UserWarning, match="draw in another order N at once than alone") as said:
+        loss = sweep(model, F.cross_entropy, SGD, pairs(), 6, {"lr": [.1] * 3}, seed=3).loss
+    assert torch.equal(loss, loss[:1].expand(3, -1)) and said[0].filename == __file__
+    alone = trained_alone(model, partial(T.SGD, lr=.1), pairs(), 6, seed=3)[1]
+    assert abs(loss[0] - alone).max() > 1e-3  # else nothing need be said
+
+
+@pytest.mark.parametrize("make", [dropout_net, lambda: net("dropout, eval"), lambda: net("batchnorm"),
+                                  lambda: dropped(lambda x: x)])
+def test_and_is_silent_where_they_are(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep(make(), F.cross_entropy, SGD, pairs(), 3, {"lr": [.1, .2]})
+
+
+# Memory, by torch's own profiler
+
+def peak_bytes(work, times=5):
+    "The most that torch's allocator gave out at once during work; the median, since the profiler loses some events."
+    peaks = []
+    for _ in range(times):
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled: work()
+        nodes, totals = list(profiled.profiler.kineto_results.experimental_event_tree()), []
+        while nodes:
+            nodes += (node := nodes.pop()).children
+            if node.typed[0] == _EventType.Allocation:
+                totals.append((node.extra_fields.total_allocated, node.extra_fields.alloc_size))
+        peaks.append(max(total for total, _ in totals) - min(total - max(size, 0) for total, size in totals))
+    return sorted(peaks)[times // 2]
+
+
+HEAVY = {
+    "wide layers": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(),
+                                         nn.Linear(500, 10)),
+    "an AlexNet of a twentieth": lambda: nn.Sequential(nn.Conv2d(1, 6, 5, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                                                       nn.Dropout(), nn.Linear(54, 400), nn.ReLU(), nn.Dropout(),
+                                                       nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)),
+    "convolutions": lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+                                          nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10))}
+
+
+@pytest.mark.parametrize("at_once", [1, 12])
+@pytest.mark.parametrize("kind", HEAVY)
+def test_memory_is_reckoned_as_it_is(kind, at_once, monkeypatch):
+    """The memory for which one slice is just enough, against the peak of a sweep that is given so much: to a tenth,
+    but that kernels of convolutions take up to a fifth that no tensor shows.
+    """
+    torch.manual_seed(0)
+    model, batches = HEAVY[kind](), [(torch.randn(32, 1, 16, 16), torch.randint(0, 10, (32,)))] * 3
+    monkeypatch.setattr(course_lib.support.ensemble, "CHUNK_BYTES", 1 if at_once == 1 else 2 ** 40)
+    make = lambda max_bytes=None: Sweep(model, F.cross_entropy, momentum_sgd, batches, 10_000, {"lr": [1e-4] * 12},
+                                        max_bytes=max_bytes)
+    lasting, passing = make()._bytes_of_one()
+    reckoned = 12 * lasting + at_once * passing + 12 * 10_000 * 4
+    result = make(reckoned)
+    assert [len(chunks) for chunks in result.slices] == [12 // at_once] and make(reckoned - 99).slices != result.slices
+
+    def three_steps():
+        for step in result.steps():
+            if step == 2: break
+        result.ensembles.clear()
+
+    peak = result.loss.nbytes + peak_bytes(three_steps)
+    assert .8 * peak < reckoned < 1.1 * peak, f"reckoned {reckoned / 2 ** 20:.1f} MiB, taken {peak / 2 ** 20:.1f}"
+    if kind != "convolutions": assert .9 * peak < reckoned
+
+
+def test_losses_that_do_not_fit():
+    with pytest.raises(MemoryError, match=r"losses of 10 models × 10,000,000 steps alone take 762.9 MiB, and only 8.0"):
+        run(n_steps=10 ** 7, max_bytes=2 ** 23)
+
+
 # The live map, without an event loop
 
 def images(n=48, side=28):
@@ -938,6 +1146,153 @@ def test_the_map_leaves_the_world_and_the_loader_alone():
     state = torch.get_rng_state()
     SweepExplorer(dls, network="convolution", n_steps=20, n=2)
     assert torch.equal(torch.get_rng_state(), state) and dls.train.epoch == 4
+
+
+@pytest.mark.parametrize("options, match", [
+    ({"n_steps": 1000}, "n_steps goes from 20 to 300; 1000 is outside"), ({"n_steps": 19}, "n_steps goes from 20"),
+    ({"lr": 1000.}, "lr goes from 0.0001 to 10; 1000 is outside"), ({"lr": 1e-5}, "lr goes from 0.0001"),
+    ({"lr": math.nan}, "lr must be finite"), ({"n_steps": 20.5}, "n_steps must be a whole number"),
+    ({"n": 0}, "n must be a whole number, at least 1")])
+def test_the_map_refuses_what_it_would_have_clipped(options, match):
+    with pytest.raises(ValueError, match=match): SweepExplorer(images(), **{"n": 2, "n_steps": 20, **options})
+
+
+def test_what_lies_between_two_steps_of_a_slider_is_taken_as_it_is():
+    state = SweepExplorer(images(), n=2, n_steps=25, lr=.11).state
+    assert state["n_steps"] == state["step"] == 25 and state["here_lr"] == pytest.approx(.11 * 1e-2)
+
+
+def test_a_look_at_every_other_network_comes_first(live):
+    "Its numbers are those of the same networks, after a few steps, in the map of all."
+    live.set(lr=.05, steps=40)
+    whole, values = live.sweep.loss.clone(), live.values
+    live._settings = None
+    states = [state for state in live._run(**values) if state]
+    first = states[0]
+    assert first["n_models"] < 9 and not first["done"] and first["n_steps"] == 40 and first["step"] <= 25
+    assert states[-1]["n_models"] == 9 and states[-1]["done"] and "first look" not in live._words(states[-1])
+    assert f"(a first look at {first['n_models']} networks)" in live._words(first)
+    n_last = max(1, min(25, 40) // 10)
+    expected = whole[values["column"], values["row"], first["step"] - n_last:first["step"]].mean().item()
+    assert first["here_loss"] == pytest.approx(expected, rel=1e-3)
+    assert first["here_lr"] == states[-1]["here_lr"] and first["here_value"] == states[-1]["here_value"]
+
+
+class Clock:
+    "A clock on which nothing happens but what the work asks for: each look at it takes so long."
+    def __init__(self, seconds): self.now, self.seconds = 0., seconds
+
+    def __call__(self):
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.mark.parametrize("seconds", [1e-4, .005, .03, 1.])
+def test_every_move_is_answered_by_a_picture_before_the_next(monkeypatch, seconds):
+    "On computers from very fast to very slow; each move ends the run of the last one."
+    for module in (course_lib.figures.sweeps, course_lib.support.live):
+        monkeypatch.setattr(module, "perf_counter", Clock(seconds))
+
+    async def moves():
+        explorer = SweepExplorer(images(), n_steps=300, n=4)
+        await asyncio.sleep(0)
+        pictures = []
+        explorer.figure.image.observe(lambda change: pictures.append(explorer.values["lr"]), "value")
+        rates = [.1 * 1.26 ** k for k in range(1, 9)]
+        for lr in rates:
+            explorer.set(lr=lr)
+            for _ in range(2): await asyncio.sleep(0)  # the messages of the page come between slices
+        explorer.stop()
+        return rates, pictures
+
+    rates, pictures = asyncio.run(moves())
+    assert set(rates) == set(pictures)
+
+
+def test_colours_go_from_the_lowest_loss_to_the_highest_and_their_ticks_are_numbers_that_people_choose(live):
+    for lr, axis, optimizer in ((.1, "beta", "SGD with momentum"), (1e-4, "eps", "Adam"), (10, "sqr_beta", "RMSProp")):
+        live.set(lr=lr, axis=axis, optimizer=optimizer)
+        final = live.sweep.final()[~live.sweep.diverged]
+        low, high = live.image.norm.vmin, live.image.norm.vmax
+        assert final.max() <= 1.01 * high and (low <= 1.01 * final.min() or low == pytest.approx(high / 1000))
+        assert low > final.min() / 2.6 and high < max(2.6 * final.max(), 2.1 * low)
+        ticks = [label.get_text() for label in live.bar_ax.get_yticklabels()]
+        known = [f"{digit * 10. ** power:g}" for digit in (1, 2, 5) for power in range(-1, 4)]
+        assert len(ticks) >= 2 and set(ticks) <= {*known, "0.02", "0.05", "10⁻²", "10⁻³", "10⁻⁴"}
+
+
+@pytest.mark.parametrize("size", [2, 8, 32])
+@pytest.mark.parametrize("axis, labels", [
+    ("beta", "0 0.5 0.9 0.99"), ("sqr_beta", "0 0.5 0.9 0.99 0.999"), ("weight_decay", "10⁻⁵ 10⁻⁴ 10⁻³ 10⁻² 0.1 1"),
+    ("eps", "10⁻⁸ 10⁻⁶ 10⁻⁴ 10⁻² 1")])
+def test_ticks_stand_where_their_values_are(axis, labels, size):
+    values = axis_values(axis, size)
+    places, words = axis_ticks(axis, values)
+    assert words == labels.split() and places[0] == pytest.approx(0, abs=1e-9) and places[-1] == pytest.approx(size - 1)
+    if size == 32:
+        found = np.interp(places, range(size), values.numpy())
+        plain = [float(word) if "⁻" not in word else 10. ** -"⁰¹²³⁴⁵⁶⁷⁸".index(word[-1]) for word in words]
+        assert found == pytest.approx(plain, rel=.05, abs=.02)
+
+
+@pytest.mark.parametrize("lr, labels", [(.1, "10⁻³ 10⁻² 0.1 1 10"), (.05, "10⁻³ 10⁻² 0.1 1")])
+def test_ticks_of_rates(lr, labels): assert axis_ticks("lr", lr * torch.logspace(-2, 2, 8))[1] == labels.split()
+
+
+def test_labels_neither_touch_nor_leave_the_picture(live):
+    for axis, steps, optimizer in (("eps", 300, "Adam"), ("sqr_beta", 100, "RMSProp"), ("beta", 20, "AdamW")):
+        live.set(axis=axis, steps=steps, optimizer=optimizer, lr=.05)
+        live.figure.invalidate()
+        live.figure.update()
+        whole = live.figure.fig.bbox
+        for drawn in (live.map_ax.xaxis, live.map_ax.yaxis, live.bar_ax.yaxis, live.curve_ax.xaxis):
+            boxes = [label.get_window_extent() for label in drawn.get_ticklabels() if label.get_text()]
+            assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 for box in boxes)
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_menus_stand_in_one_row_and_sliders_in_another(live):
+    menus, sliders = live.widget.children[0].children
+    assert list(menus.children) == [live.controls[name] for name in ("optimizer", "axis", "network", "batch_size")]
+    assert list(sliders.children[:4]) == [live.controls[name] for name in ("lr", "steps", "column", "row")]
+    for row in (menus.children, sliders.children[:4]):
+        assert sum(int(control.layout.width.removesuffix("px")) + 4 for control in row) < 900  # a page of 1,024
+
+
+def test_every_control_over_its_range(live):
+    "Each at its ends and in the middle, then all at their ends; the words say what the state says."
+    for values in every_place(live):
+        state = live.set(**values)
+        assert live.error is None and not live._alarm.value
+        words = html.unescape(re.sub("<[^>]*>", "", live._line.value))
+        number = r"(inf|[\d.]+(?:e[-+]\d+)?)"
+        told = rf"loss {number} at lr {number}, {state['axis']} {number}"
+        found = re.fullmatch(rf"Step (\d+) of (\d+), second axis {state['axis']}(?: \(.*\))?: "
+                             rf"best {told}; here {told}; (\d+) of (\d+) diverged\.", words)
+        assert found, words
+        step, n_steps, *best_and_here, n_diverged, n_models = map(float, found.groups())
+        assert (step, n_steps, n_diverged, n_models) == (values["steps"], values["steps"], state["n_diverged"], 9)
+        exact = [state[f"{name}_{what}"] for name in ("best", "here") for what in ("loss", "lr", "value")]
+        assert best_and_here == pytest.approx(exact, rel=.051, abs=1e-9)
+        # and the state what the networks of these settings came to
+        final = live.sweep.final()
+        at = final[values["column"], values["row"]].item()
+        assert state["here_loss"] == at or math.isinf(at) and math.isinf(state["here_loss"])
+        assert state["here_lr"] == pytest.approx(values["lr"] * 100. ** (values["column"] - 1))
+        assert state["best_loss"] == final.min() and state["n_diverged"] == int(live.sweep.diverged.sum())
+        assert (state["optimizer"], state["network"], state["batch_size"]) == tuple(
+            values[name] for name in ("optimizer", "network", "batch_size"))
+
+
+def every_place(explorer):
+    places = {name: list(control.options) if hasattr(control, "options")
+              else [control.min, (control.min + control.max) // 2, control.max]
+              for name, control in explorer.controls.items()}
+    places["lr"], places["steps"] = [1e-4, .0316, 10.], [20, 50, 300]
+    start = {**explorer.values, "steps": 20}
+    for name, values in places.items(): yield from ({**start, name: value} for value in values)
+    yield {name: values[0] for name, values in places.items()}
+    yield {name: values[-1] for name, values in places.items()}
 
 
 def test_values_of_an_axis():
