@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN
-from .support.arguments import a_path, checked, finite
+from .support.arguments import a_path, above_0, checked
 from .support.accumulation import WaitingBatches, parameters_with_grad
 from .support.activations import LayerStatistics
 from .support.checks import positive_int
@@ -184,7 +184,7 @@ class GradientClip(Callback):
     """
     run_after = (GradientAccumulation,)
 
-    @checked(max_norm=finite, max_value=finite)
+    @checked(max_norm=above_0, max_value=above_0)
     def __init__(self, max_norm=None, max_value=None):
         limit = max_norm if max_value is None else max_value
         if (max_norm is None) == (max_value is None) or not limit > 0:

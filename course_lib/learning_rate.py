@@ -13,13 +13,13 @@ import numpy as np
 
 from .callbacks import Recorder
 from .learner import Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN
-from .support.arguments import a_function, at_least_0, checked, finite
+from .support.arguments import a_function, a_share, above_0, at_least_0, checked, finite
 from .support.checks import check_hyper
 from .support.optimizer import hyper_key, read_hyper, write_hyper
 from .support.range_test import RangeTestCurve, curve, search_rates, smoothed
 from course_lib.support.schedulers import (
-    HyperSetter, can_turn_beta, check_above_0, check_parts, check_restarts, check_schedules,
-    check_share, check_stepping, new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler,
+    HyperSetter, can_turn_beta, check_parts, check_restarts, check_schedules,
+    check_stepping, new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler,
     warn_if_misplaced)
 from .support.state import Snapshot
 
@@ -121,17 +121,15 @@ def cos(start, end):
     return lambda progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-@checked(start=finite, end=finite)
+@checked(start=above_0, end=above_0)
 def exp(start, end):
     "The same factor for each equal part of the way; both ends above 0, or a `ValueError`."
-    check_above_0("exp", start=start, end=end)
     return lambda progress: start * (end / start) ** progress
 
 
-@checked(start=finite, end=finite, power=finite)
+@checked(start=finite, end=finite, power=above_0)
 def poly(start, end, power):
     "A power of progress, above 0 (or a `ValueError`): 1 is a line; more stays longer at the start."
-    check_above_0("poly", power=power)
     return lambda progress: start + (end - start) * progress ** power
 
 
@@ -159,7 +157,7 @@ def combine(shares, schedules):
     return at
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d14
-@checked(peak=at_least_0, pct_start=finite, div=finite, div_final=finite)
+@checked(peak=at_least_0, pct_start=a_share, div=above_0, div_final=above_0)
 def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     """From peak / div up to the peak, then down to peak / div_final, both by cosines (Smith and
     Topin, 2018).
@@ -167,12 +165,10 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     pct_start: the share of the way up, from 0 to 1; div, div_final: above 0. Raises `ValueError`
     for others.
     """
-    check_share("pct_start", pct_start)
-    check_above_0("one_cycle", div=div, div_final=div_final)
     return combine([pct_start, 1 - pct_start], [cos(peak / div, peak), cos(peak, peak / div_final)])
 
 
-@checked(high=finite, low=finite, mult=finite)
+@checked(high=finite, low=finite, mult=above_0)
 def warm_restarts(high, low, n_cycles, mult=1):
     """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and
     Hutter, 2017).

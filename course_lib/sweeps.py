@@ -9,7 +9,7 @@ __all__ = ['mlp_preds', 'Ensemble', 'Sweep', 'sweep', 'mlp']
 import torch
 from torch import nn
 
-from .support.arguments import a_function, a_loader, a_module, checked
+from .support.arguments import a_function, a_loader, a_module, above_0, checked
 from .support.checks import whole_number
 from .support.ensemble import EnsembleBase, SweepBase, is_mlp, isolated, losses_of_all, set_hypers
 
@@ -124,7 +124,7 @@ class Sweep(SweepBase):
 
 # %% ../nbs/09_sweeps.ipynb #34c1ba5f
 @checked(model=a_module, loss_func=a_function, opt_func=a_function, dl=a_loader, seed=whole_number,
-         on_step=a_function)
+         on_step=a_function, max_bytes=above_0)
 def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, max_bytes=None):
     """Train one model for each point of a grid of hyperparameters, all at once, on the model's device.
 

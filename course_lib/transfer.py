@@ -21,7 +21,7 @@ from .learner import Callback, Learner, accuracy
 from .learning_rate import fit_one_cycle
 from .sgd import batches
 from .support.arguments import (
-    a_function, a_loader, a_module, a_pair_of_tensors, a_path, a_tensor, checked, loaders)
+    a_dls, a_function, a_loader, a_module, a_pair_of_tensors, a_path, a_tensor, checked, pairs)
 from .support.checks import positive_int, whole_number
 from .support.glyphs import CLASSES, glyph_weights
 from .support.learner import freeze_groups, frozen_norms
@@ -185,7 +185,7 @@ def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=(
 Learner.fine_tune = fine_tune
 
 # %% ../nbs/11_transfer.ipynb #c15e9dd1
-@checked(dls=loaders, draw=whole_number)
+@checked(dls=a_dls, draw=whole_number)
 def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
     """n images of each class, and the rest to test on: `(x, y), (x_rest, y_rest)`.
 
@@ -248,7 +248,7 @@ def tta(learn, dl=None, transform=None, n=4):
     """
     dl, plain, transform = tta_inputs(learn, dl, transform)
     looks, averages, targets = [plain] + [transform] * positive_int("n", n), [], []
-    for xb, yb in dl:
+    for xb, yb in pairs(dl):
         versions = [look(map_tensors(torch.clone, xb), yb)[0] for look in looks]
         each = torch.stack([learn.predict(version).softmax(1) for version in versions])
         averages.append(each.mean(0))

@@ -1027,7 +1027,7 @@ def test_schedulers_of_two_hyperparameters_and_of_groups():
     ("our SGD", {"momentum": const(.9)}, "'momentum'.*did you mean 'beta'"),
     ("our SGD", {"sqr_beta": const(.9)}, "'sqr_beta'.*has"), ("our SGD", {"nonsense": const(.9)}, "'nonsense'.*beta"),
     ("our SGD", {"lr": [const(.1)] * 3}, "3 schedules for 2"), ("our SGD", {"lr": [const(.1)]}, "1 schedules? for 2"),
-    ("our SGD", {"lr": const(math.nan)}, "lr must be"), ("our SGD", {"lr": lin(.1, -.1)}, "lr must be"),
+    ("our SGD", {"lr": lambda progress: math.nan}, "lr must be"), ("our SGD", {"lr": lin(.1, -.1)}, "lr must be"),
     ("our SGD", {"beta": lin(.9, 1.2)}, "beta must be"),
     ("our SGD", {"lr": lambda p: math.inf if .3 < p < .7 else .1}, "lr must be"),
     ("torch's SGD", {"beta": lin(.9, 1.2)}, "beta must be"), ("torch's SGD", {"sqr_beta": const(.9)}, "'sqr_beta'"),

@@ -51,7 +51,7 @@ finite = a_number("a finite number", lambda x: True)
 above_0 = a_number("above 0", lambda x: x > 0)
 at_least_0 = a_number("at least 0", lambda x: x >= 0)
 above_1 = a_number("above 1", lambda x: x > 1)
-share = a_number("a share of the whole, from 0 to 1", lambda x: 0 <= x <= 1)
+a_share = a_number("a share of the whole, from 0 to 1", lambda x: 0 <= x <= 1)
 below_1 = a_number("at least 0 and below 1", lambda x: 0 <= x < 1)
 
 
@@ -98,13 +98,21 @@ def a_loader(name, value):
     return value
 
 
+def pairs(loader):
+    "What a loader gives, batch by batch; `ValueError` for what is no pair (xb, yb)."
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ValueError(f"A loader gives pairs (xb, yb), not {shorten(batch)}.")
+        yield batch
+
+
 def a_pair_of_tensors(name, value):
     pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(x, torch.Tensor) for x in value)
     if not pair: refuse(name, "a pair of tensors (x, y)", value)
     return value
 
 
-def loaders(name, value):
+def a_dls(name, value):
     if not hasattr(value, "train") or not hasattr(value, "valid"):
         refuse(name, "DataLoaders with .train and .valid", value)
     return value

@@ -327,7 +327,7 @@ class SweepBase:
             warnings.warn("The random layers of this model draw in another order N at once than alone (torch.vmap "
                           "fills a mask row by row, dropout alone as the tensor lies in memory). All points share "
                           "their masks, but these are not the masks of a model that trains alone with this seed.",
-                          stacklevel=5)
+                          stacklevel=6)
         graphs = 2 if self.device.type == "cuda" else 1  # whose memory is their own, beside that of the first steps
         return n_bytes(lasting) / 2, graphs * passing.peak / 2
 

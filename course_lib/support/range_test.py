@@ -3,12 +3,12 @@ import math
 
 import numpy as np
 
-from .arguments import checked, finite
+from .arguments import above_1, below_1, checked, finite
 from .checks import positive_int
 
 
 def check_smooth(smooth):
-    if not 0 <= finite("smooth", smooth) < 1: raise ValueError(f"smooth must be at least 0 and below 1, not {smooth}.")
+    below_1("smooth", smooth)
 
 
 def curve(lrs, losses):
@@ -33,15 +33,13 @@ def smoothed(values, smooth):
     return np.array(averages, dtype=np.float64)
 
 
-@checked(start_lr=finite, end_lr=finite, smooth=finite, stop_factor=finite)
+@checked(start_lr=finite, end_lr=finite, smooth=below_1, stop_factor=above_1)
 def search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor):
     "The rates of a range test, an array. Raises `ValueError` for wrong arguments, `RuntimeError` in the middle of a fit."
     if learn.fit_cbs is not None: raise RuntimeError("lr_find cannot run in the middle of a fit.")
     if not 0 < start_lr < end_lr or not math.isfinite(end_lr):
         raise ValueError(f"Expected 0 < start_lr < end_lr, got {start_lr} and {end_lr}.")
     num_it = positive_int("num_it", num_it)
-    check_smooth(smooth)
-    if not stop_factor > 1: raise ValueError(f"stop_factor must be above 1, not {stop_factor}.")
     return np.geomspace(start_lr, end_lr, num_it)
 
 

@@ -6,26 +6,16 @@ from collections.abc import Mapping
 import torch
 from torch.optim import lr_scheduler
 
-from .arguments import a_text, checked, finite
+from .arguments import a_share, a_text, above_0, at_least_0, checked
 from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, as_list, check_hyper, positive_int
 from .learner import spread_lr
 from .optimizer import hyper_key, read_hyper, write_hyper
 
 
-def check_above_0(what, **values):
-    for name, value in values.items(): finite(name, value)
-    if not all(value > 0 for value in values.values()):
-        raise ValueError(f"{what} needs {' and '.join(values)} above 0, got {' and '.join(map(str, values.values()))}.")
-
-
-def check_share(name, share):
-    if not 0 <= finite(name, share) <= 1: raise ValueError(f"{name} is a share of the whole, from 0 to 1, not {share}.")
-
-
 def check_parts(shares, schedules):
     "The arguments of `combine` as lists. Raises `ValueError` for wrong shares, `TypeError` for what is no schedule."
     shares, schedules = as_list("shares", shares), as_list("schedules", schedules)
-    shares = [float(finite("shares", share)) for share in shares]
+    shares = [float(at_least_0("shares", share)) for share in shares]
     for schedule in schedules:
         if not callable(schedule):
             raise TypeError(f"combine joins functions of progress, but got {schedule!r}: write const({schedule!r}) for "
@@ -37,7 +27,7 @@ def check_parts(shares, schedules):
     return shares, schedules
 
 
-@checked(mult=finite)
+@checked(mult=above_0)
 def check_restarts(n_cycles, mult):
     if not 0 < mult < math.inf: raise ValueError(f"mult, how much longer each cycle is than the one before, must be "
                                                  f"above 0, not {mult}; 1 makes all equally long.")
@@ -192,6 +182,7 @@ def misplaced(scheduler, call_on, monitor, calls, other, foresee):
     return f"{name} is made for {steps} and will be stepped {calls:,} times in this fit (call_on={call_on!r}).{course}"
 
 
+@checked(div=above_0, div_final=above_0, pct_start=a_share)
 def one_cycle_arguments(learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr):
     """The arguments of `fit_one_cycle`, checked before anything changes -> n_epochs, max_lr, betas, cbs.
 
@@ -202,8 +193,6 @@ def one_cycle_arguments(learn, n_epochs, max_lr, div, div_final, pct_start, beta
     if max_lr is None: raise ValueError("fit_one_cycle needs a peak: pass max_lr, or give the learner an lr.")
     if learn.fit_cbs is not None: raise RuntimeError("fit_one_cycle cannot run in the middle of a fit.")
     n_epochs, cbs = positive_int("n_epochs", n_epochs), as_list("cbs", cbs)
-    check_share("pct_start", pct_start)
-    check_above_0("fit_one_cycle", div=div, div_final=div_final)
     spread_lr(max_lr, 1)
     if betas is not None:
         if not isinstance(betas, (tuple, list)) or len(betas) != 3:

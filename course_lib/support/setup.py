@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 from packaging.requirements import Requirement
 
-from .arguments import a_device, checked, loaders
+from .arguments import a_device, checked, a_dls
 from .files import CHECKOUT
 
 
@@ -58,7 +58,7 @@ def in_notebook():
     return hasattr(sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None, "kernel")
 
 
-@checked(device=a_device, dls=loaders)
+@checked(device=a_device, dls=a_dls)
 def check_setup(device, dls, requirements=None):
     """Compare this environment with what the course and its notebooks need -> `SetupReport`.
 
