@@ -402,8 +402,14 @@ def test_the_buttons_stand_together_beside_the_words(live, width):
     live.wait_for_timeout(500)
     figure = live.locator(".explorer").filter(has=live.get_by_role("button", name="Stop")).first
     figure.scroll_into_view_if_needed()
-    reset, stop = (figure.get_by_role("button", name=name).bounding_box() for name in ("Reset", "Stop"))
-    words = figure.locator(".explorer-words").bounding_box()
+    # all three at one moment: the page may still scroll between two questions
+    reset, stop, words = figure.evaluate("""root => {
+        const named = name => [...root.querySelectorAll("button")].find(button => button.textContent.trim() === name);
+        return [named("Reset"), named("Stop"), root.querySelector(".explorer-words")].map(part => {
+            const {x, y, width, height} = part.getBoundingClientRect();
+            return {x, y, width, height};
+        });
+    }""")
     live.set_viewport_size({"width": 1400, "height": 950})
     assert reset["y"] == stop["y"] and reset["x"] < stop["x"] < words["x"]
     assert words["y"] < stop["y"] + stop["height"] and stop["y"] < words["y"] + words["height"]
