@@ -168,7 +168,7 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     return combine([pct_start, 1 - pct_start], [cos(peak / div, peak), cos(peak, peak / div_final)])
 
 
-@checked(high=finite, low=finite, mult=above_0)
+@checked(high=finite, low=finite)
 def warm_restarts(high, low, n_cycles, mult=1):
     """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and
     Hutter, 2017).

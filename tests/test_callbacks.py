@@ -2,7 +2,6 @@
 clipping, accumulating, watching layers."""
 import copy
 import csv
-import gc
 import html
 import inspect
 import json
@@ -13,7 +12,6 @@ import random
 import re
 import subprocess
 import sys
-import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -40,7 +38,7 @@ from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.learning_rate import LRScheduler, ParamScheduler, lin
 from course_lib.support.saving import seal
-from tiny import data, loaders, seed, tiny_net, with_ctrl_c
+from tiny import data, learners_made, loaders, seed, tiny_net, with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1438,19 +1436,8 @@ def test_the_live_ablation_counts_in_words(ablating):
 
 def test_the_live_ablation_does_not_grow(ablating, monkeypatch):
     "Runs of old lists are forgotten, and their recorders and learners with them, without a search for garbage."
-    alive = []
-
-    class Watched(Learner):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            alive.append(weakref.ref(self))
-    monkeypatch.setattr("course_lib.figures.callbacks.Learner", Watched)
-    monkeypatch.setattr(ablating.figure, "update", lambda: None)  # drawing takes most of the time
-    gc.collect()
-    gc.disable()
-    try:
+    with learners_made(monkeypatch, "course_lib.figures.callbacks", ablating) as alive:
         for lr in (.02, .03, .04, .05, .06, .07): ablating.set(lr=lr)
         assert len(alive) == 6 and sum(ref() is not None for ref in alive) <= 1
-    finally: gc.enable()
     kept = inspect.getclosurevars(ablating.f).nonlocals
     assert len(kept["earlier"]) == 4 and len(kept["reached"]) == 5

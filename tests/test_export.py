@@ -34,6 +34,15 @@ def test_the_export_is_in_step(copy):
     assert check(copy).returncode == 0, check(copy).stderr
 
 
+def test_nbdevs_own_export_changes_nothing(copy):
+    "It writes a list of modules over the package's docstring as soon as a module's has more than three lines."
+    texts = lambda: {path: path.read_text() for path in (copy / "course_lib").rglob("*.py")}
+    before = texts()
+    done = run("-c", "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__(path='nbs')", cwd=copy)
+    assert done.returncode == 0, done.stderr
+    assert texts() == before
+
+
 def test_hands_off(copy):
     "An edited, a stray and a missing module are each named, and nothing is overwritten."
     edited = copy / "course_lib" / "sgd.py"

@@ -29,7 +29,7 @@ from course_lib.momentum import SGD
 from course_lib.sgd import Optimizer, sgd_step, small_net
 from course_lib.learning_rate import (
     LRFind, LRScheduler, ParamScheduler, combine, const, cos, exp, lin, one_cycle, poly, warm_restarts)
-from tiny import data, loaders, seed, tiny_net, with_ctrl_c
+from tiny import data, learners_made, loaders, seed, tiny_net, with_ctrl_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1448,19 +1448,8 @@ def test_the_live_one_cycle_over_the_whole_range_of_its_controls(shaping, peak, 
 
 def test_the_live_one_cycle_does_not_grow(shaping, monkeypatch):
     "It forgets old peaks, and learners and recorders without a search for garbage."
-    alive = []
-
-    class Watched(Learner):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            alive.append(weakref.ref(self))
-    monkeypatch.setattr("course_lib.figures.learning_rate.Learner", Watched)
-    monkeypatch.setattr(shaping.figure, "update", lambda: None)  # drawing takes most of the time
-    gc.collect()
-    gc.disable()
-    try:
+    with learners_made(monkeypatch, "course_lib.figures.learning_rate", shaping) as alive:
         for i in range(30): shaping.set(peak=.0011 * 1.2 ** i)
         assert len(alive) == 60 and sum(ref() is not None for ref in alive) <= 1
-    finally: gc.enable()
     kept = inspect.getclosurevars(shaping.f).nonlocals
     assert len(kept["tried"]) == len(kept["constants"]) == 24

@@ -1,7 +1,10 @@
 """A regression and nets of a few weights, which the tests of callbacks and of schedules train."""
+import contextlib
+import gc
 import linecache
 import random
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from course_lib.data import TensorLoader
+from course_lib.learner import Learner
 
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU that speaks CUDA"))])
@@ -43,6 +47,23 @@ def loaders(kind="tensors", dtype=torch.float32):
              "torch, own generator": lambda: DataLoader(TensorDataset(x, y), 12, shuffle=True,
                                                         generator=torch.Generator().manual_seed(3))}[kind]()
     return SimpleNamespace(train=train, valid=[tuple(part.to(dtype) for part in data(10, 2))])
+
+
+@contextlib.contextmanager
+def learners_made(monkeypatch, module, explorer):
+    "Weak references to the learners that a figure makes in the block, without garbage collection or drawing."
+    made = []
+
+    class Watched(Learner):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(weakref.ref(self))
+    monkeypatch.setattr(f"{module}.Learner", Watched)
+    monkeypatch.setattr(explorer.figure, "update", lambda: None)  # drawing takes most of the time
+    gc.collect()
+    gc.disable()
+    try: yield made
+    finally: gc.enable()
 
 
 def with_ctrl_c(work, at, functions, but="\0"):

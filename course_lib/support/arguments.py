@@ -98,12 +98,15 @@ def a_loader(name, value):
     return value
 
 
+def a_batch(batch):
+    "What a loader gave, if it is a pair (xb, yb)."
+    if isinstance(batch, (tuple, list)) and len(batch) == 2: return batch
+    raise ValueError(f"A loader, be it in dls or given as dl, gives pairs (xb, yb), not {shorten(batch)}.")
+
+
 def pairs(loader):
-    "What a loader gives, batch by batch; `ValueError` for what is no pair (xb, yb)."
-    for batch in loader:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ValueError(f"A loader gives pairs (xb, yb), not {shorten(batch)}.")
-        yield batch
+    "What a loader gives, batch by batch, each looked at."
+    yield from map(a_batch, loader)
 
 
 def a_pair_of_tensors(name, value):
@@ -114,7 +117,7 @@ def a_pair_of_tensors(name, value):
 
 def a_dls(name, value):
     if not hasattr(value, "train") or not hasattr(value, "valid"):
-        refuse(name, "DataLoaders with .train and .valid", value)
+        raise ValueError(f"{name} must have loaders .train and .valid, as DataLoaders(train, valid) has; got {value!r}.")
     return value
 
 

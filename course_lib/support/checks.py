@@ -92,10 +92,7 @@ def check_function(name, function, example):
 
 def positive_int(name, value):
     "`value` as an int; `ValueError` unless it is a whole number from 1 on."
-    try: whole = operator.index(value)
-    except TypeError: whole = 0
-    if whole < 1: raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}.")
-    return whole
+    return whole_number(name, value, at_least=1)
 
 
 def check_mean_loss(loss):

@@ -9,6 +9,7 @@ import warnings
 import torch
 from torch import nn
 
+from .arguments import a_batch, a_dls, a_module
 from .callbacks import in_order
 from .checks import as_list, as_tensor, check_function, check_hyper, check_mean, positive_int, shorten
 from .optimizer import copy_hyper
@@ -218,9 +219,8 @@ class LearnerBase:
     events, cancel, stages_in_batch, batch_stages = (), (), (), ()
 
     def __init__(self, model, dls, loss_func, opt_func, lr=None, cbs=(), metrics=(), splitter=None):
-        if not isinstance(model, nn.Module): raise ValueError(f"model must be an nn.Module, not {model!r}.")
-        if not hasattr(dls, "train") or not hasattr(dls, "valid"):
-            raise ValueError(f"dls must have loaders .train and .valid, as DataLoaders(train, valid) has; got {dls!r}.")
+        a_module("model", model)
+        a_dls("dls", dls)
         check_function("loss_func", loss_func, "it takes (pred, targets), as F.cross_entropy does")
         check_function("opt_func", opt_func, "it makes an optimizer of parameters, as partial(SGD, momentum=.9) does")
         if splitter is not None: check_function("splitter", splitter, "it gives lists of the model's parameters")
@@ -435,9 +435,7 @@ class LearnerBase:
 
     def _prepare(self, batch):
         "A pass's first batch, checked and moved to the model's device; the others too, if that had to be moved."
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ValueError(f"A loader, be it in dls or given as dl, gives pairs (xb, yb), not {shorten(batch)}.")
-        xb, yb = batch
+        xb, yb = a_batch(batch)
         if not self.iter and self.training and samples_with_nan(xb):
             raise ValueError("The first training batch holds NaN or inf. Clean the data, or leave such samples out.")
         devices = {x.device if isinstance(x, torch.Tensor) else None for x in (xb, yb)}

@@ -1,8 +1,6 @@
 """What stands around the arithmetic of chapter 10's normalization layers: arguments, checks, state dicts.
 
-The layers are subclasses of torch.nn's, whose arguments, parameters, buffers, resets and state dicts they take over, so
-that whoever looks for torch's class (`swa_utils.update_bn`, `SyncBatchNorm`, timm) finds ours; the arithmetic is not.
-"""
+Subclasses of torch.nn's, so that whoever looks for torch's class finds ours too; the arithmetic is our own."""
 import numbers
 from collections.abc import Sequence
 

@@ -1,14 +1,8 @@
 """What a range test of learning rates saw, and arguments with which one makes sense."""
-import math
-
 import numpy as np
 
 from .arguments import above_1, below_1, checked, finite
 from .checks import positive_int
-
-
-def check_smooth(smooth):
-    below_1("smooth", smooth)
 
 
 def curve(lrs, losses):
@@ -25,7 +19,7 @@ def curve(lrs, losses):
 
 def smoothed(values, smooth):
     "The exponentially weighted average of a sequence at each of its places, corrected for its late start (chapter 03)."
-    check_smooth(smooth)
+    below_1("smooth", smooth)
     average, averages = 0., []
     for t, value in enumerate(values, 1):
         average = smooth * average + (1 - smooth) * value
@@ -37,7 +31,7 @@ def smoothed(values, smooth):
 def search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor):
     "The rates of a range test, an array. Raises `ValueError` for wrong arguments, `RuntimeError` in the middle of a fit."
     if learn.fit_cbs is not None: raise RuntimeError("lr_find cannot run in the middle of a fit.")
-    if not 0 < start_lr < end_lr or not math.isfinite(end_lr):
+    if not 0 < start_lr < end_lr:
         raise ValueError(f"Expected 0 < start_lr < end_lr, got {start_lr} and {end_lr}.")
     num_it = positive_int("num_it", num_it)
     return np.geomspace(start_lr, end_lr, num_it)

@@ -1,8 +1,6 @@
 """Saving and loading a learner: one safetensors file with a checksum over every byte, without pickle.
 
-Format 2, the only one that is read. Format 1, of the first drafts of this library, had neither a checksum nor the versions
-of layers, so that damage to such a file could not be told: it is refused.
-"""
+Format 2 alone is read: files of format 1 had neither checksum nor layers' versions, so their damage could not be told."""
 import contextlib
 import hashlib
 import json

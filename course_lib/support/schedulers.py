@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch.optim import lr_scheduler
 
-from .arguments import a_share, a_text, above_0, at_least_0, checked
+from .arguments import a_share, a_text, above_0, at_least_0, checked, finite
 from .checks import FOREIGN_NAMES, SCHEDULER_KEYS, as_list, check_hyper, positive_int
 from .learner import spread_lr
 from .optimizer import hyper_key, read_hyper, write_hyper
@@ -22,14 +22,13 @@ def check_parts(shares, schedules):
                             "a value that stays.")
     if len(shares) != len(schedules) or not shares:
         raise ValueError(f"{len(shares)} shares for {len(schedules)} schedules: expected one each, and at least one.")
-    if not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+    if abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"The shares must be at least 0 and add up to 1; {shares} add up to {sum(shares):g}.")
     return shares, schedules
 
 
-@checked(mult=above_0)
 def check_restarts(n_cycles, mult):
-    if not 0 < mult < math.inf: raise ValueError(f"mult, how much longer each cycle is than the one before, must be "
+    if not finite("mult", mult) > 0: raise ValueError(f"mult, how much longer each cycle is than the one before, must be "
                                                  f"above 0, not {mult}; 1 makes all equally long.")
     return positive_int("n_cycles", n_cycles)
 
