@@ -9,7 +9,8 @@ __all__ = ['small_net', 'batches', 'accuracy_of', 'sgd_step', 'SmallOptimizer', 
 # %% ../nbs/02_sgd.ipynb #ec4d59c5
 from functools import partial
 from itertools import chain, islice, repeat
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
