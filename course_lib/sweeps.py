@@ -32,14 +32,15 @@ class Ensemble(EnsembleBase):
 
     model: an `nn.Module`, in the mode that it is in; loss_func: `(pred, targets) -> mean over the batch`;
     opt_func: parameters -> `Optimizer`; hypers: name -> tensor `[N]`; the seed is that of random layers.
+    `seed` among the hypers: each model starts from weights that its own seed draws, by `init(model)`.
     Raises `ValueError` for an optimizer that has no such hyperparameters.
     """
-    def __init__(self, model, loss_func, opt_func, hypers, seed=0):
-        n = len(next(iter(hypers.values())))
+    def __init__(self, model, loss_func, opt_func, hypers, seed=0, init=None):
+        n, hypers = len(next(iter(hypers.values()))), dict(hypers)
         stacked = lambda tensor: tensor.detach().expand(n, *tensor.shape).clone()
         self.params = {name: nn.Parameter(stacked(p)) for name, p in model.named_parameters() if p.requires_grad}
         self.buffers = {name: stacked(b) for name, b in model.named_buffers() if b.is_floating_point()}
-        super().__init__(model, seed)
+        super().__init__(model, seed, hypers.pop("seed", None), init)
         self.loss_func, self.opt = loss_func, opt_func(list(self.params.values()))
         set_hypers(self.opt, hypers)                                    # N values where a number stood
         self.is_mlp = is_mlp(self.model)
@@ -69,7 +70,7 @@ class Sweep(SweepBase):
     `.final()`: `[*grid]`, the mean of the last tenth; `.diverged`: `[*grid]`, bool.
     """
     def ensemble(self, hypers):
-        return Ensemble(self.model, self.loss_func, self.opt_func, hypers, self.seed)
+        return Ensemble(self.model, self.loss_func, self.opt_func, hypers, self.seed, self.init)
 
     def steps(self):
         "A generator that trains: it yields the number of each step once that is done (in every slice anew)."
@@ -87,7 +88,7 @@ class Sweep(SweepBase):
             yield step
 
     @property
-    def loss(self): return self._loss.view(*self.shape, self.n_steps)
+    def loss(self): return self.on_grid(self._loss)
 
     def best(self, n_last=None):
         "The index of the point whose `final` loss is lowest, a tuple; `ValueError` if all are lost."
@@ -112,33 +113,25 @@ class Sweep(SweepBase):
             for _ in self.train(chunks, int(self._done[i])): pass
         return self.ensembles[chunk.start].state_dict(i - chunk.start)
 
-    def ridge(self, within=.25):
-        """The middle of the good values of the first axis, for each value of the others: the geometric mean of those
-        whose `final` loss is within a quarter of the lowest; NaN where none is finite.
-        """
-        final = self.final().cpu()
-        lowest = final.amin(0)
-        good = (final <= lowest + within * lowest.abs()) & final.isfinite()
-        logs = self.values[0].double().log().view(-1, *[1] * (final.ndim - 1))
-        return (torch.where(good, logs, 0).sum(0) / good.sum(0)).exp()
-
 # %% ../nbs/09_sweeps.ipynb #34c1ba5f
 @checked(model=a_module, loss_func=a_function, opt_func=a_function, dl=a_loader, seed=whole_number,
-         on_step=a_function, max_bytes=above_0)
-def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, max_bytes=None):
+         on_step=a_function, max_bytes=above_0, init=a_function)
+def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, max_bytes=None, init=None):
     """Train one model for each point of a grid of hyperparameters, all at once, on the model's device.
 
     model: every point starts from its weights and buffers, in its mode; it is not changed;
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`, whose hyperparameters
     the grid's replace; dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
-    grid: name -> values `[L]`, an axis for each; seed: that of random layers, whose draws all models share. On a
+    grid: name -> values `[L]`, an axis for each; `seed` among the names makes comparisons paired: for each of its values
+    the weights are drawn anew (on the CPU, by each layer's `reset_parameters` or by `init(model)`, in place), and so are
+    the masks of random layers, the same for all other axes; seed: that of random layers where there is no such axis, whose draws all models share. On a
     CPU they are those of a model alone, but for dropout of tensors that do not lie row by row (transposed, say);
     on_step: called as `on_step(step, loss)` with a view of the losses so far `[*grid, n_steps]`; a true return stops;
     max_bytes: memory to use, by default half of what is free; a grid that needs more is trained in slices.
     Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not even one model fits;
     warns where random layers draw otherwise than alone.
     """
-    result = Sweep(model, loss_func, opt_func, dl, n_steps, grid, seed, max_bytes)
+    result = Sweep(model, loss_func, opt_func, dl, n_steps, grid, seed, max_bytes, init)
     for step in result.steps():
         if on_step and on_step(step, result.loss): break
     return result

@@ -18,8 +18,9 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .checks import check_hyper, check_mean_loss, positive_int
+from .checks import check_hyper, check_mean_loss, positive_int, whole_number
 from .optimizer import CheckedOptimizer
+from .paired import paired
 from .state import loader_state, set_loader_state
 from .tensors import keep_freed_memory, to_device
 
@@ -132,6 +133,27 @@ class Unwound:
         torch.set_grad_enabled(self.grad)
 
 
+def seeded_copy(model, seed, init=None):
+    """A copy with weights that the seed draws, by `init(copy)` or every layer's `reset_parameters`, on the CPU, so that
+    every device gets the same. What is frozen stays, and so does the world's random state.
+    """
+    device = next(model.parameters()).device
+    drawn = copy.deepcopy(model).cpu()
+    frozen = {name: p.clone() for name, p in drawn.named_parameters() if not p.requires_grad}
+    with Draws(seed, torch.device("cpu")), torch.no_grad():
+        if init is not None: init(drawn)
+        else:
+            for name, module in drawn.named_modules():
+                if not any(p.requires_grad for p in module.parameters(recurse=False)): continue
+                if not hasattr(module, "reset_parameters"):
+                    raise ValueError(f"A seed axis draws the weights anew, and {type(module).__name__}"
+                                     f"{name and f' ({name})'} has no reset_parameters. Pass init, a function that "
+                                     "draws a model's weights in place: sweep(…, init=draw).")
+                module.reset_parameters()
+        for name, value in frozen.items(): drawn.get_parameter(name).copy_(value)
+    return drawn.to(device)
+
+
 def isolated(step):
     """A decorator for `step(ensemble, xb, yb)`: random numbers of the ensemble's own, gradients wanted whatever the
     caller wants, on a GPU as a CUDA graph, unwound after Ctrl-C.
@@ -150,7 +172,10 @@ class EnsembleBase:
 
     Wants `self.params` and `self.buffers`, name -> tensor `[N, ...]`, and adds `.model`, `.device`, `.draws`.
     """
-    def __init__(self, model, seed):
+    def __init__(self, model, seed, seeds=None, init=None):
+        if seeds is not None:
+            seeds = seeds.tolist()
+            seed, model = seeds[0], self._start_from(model, seeds, init)
         if not self.params: raise ValueError("The model has no parameters to train.")
         for p in self.params.values(): p.n_models = len(p)  # for whoever goes by the number of axes
         self.device, self.recorded = next(iter(self.params.values())).device, None
@@ -164,6 +189,15 @@ class EnsembleBase:
         self.keys = {key: own[id(value)] for key, value in model.state_dict(keep_vars=True).items() if id(value) in own}
         stacked = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) in own]
         self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in stacked})  # these are not needed again
+
+    @torch.no_grad()
+    def _start_from(self, model, seeds, init):
+        "Give each model the weights that its seed draws; returns what the first seed makes of the model."
+        drawn = {seed: seeded_copy(model, seed, init) for seed in dict.fromkeys(seeds)}
+        for i, seed in enumerate(seeds):
+            for name, p in self.params.items(): p[i] = drawn[seed].get_parameter(name)
+            for name, b in self.buffers.items(): b[i] = drawn[seed].get_buffer(name)
+        return drawn[seeds[0]]
 
     def pred_of_one(self, params, buffers, xb):
         "What the model predicts with these tensors in all places of its own."
@@ -186,13 +220,28 @@ ENDED = "Take fewer steps, or a loader that can start again (a list, a DataLoade
 CHUNK_BYTES = 12 * 2 ** 20  # of a layer's weights in one ensemble on a CPU
 
 
+def check_seeds(seeds):
+    "The values of a seed axis, an int64 tensor `[S]` on the CPU."
+    try: found = [whole_number("a seed", seed, at_least=0) for seed in seeds]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"grid['seed'] must be a list of whole numbers from 0, such as range(20): {error}") from None
+    if not found or max(found) >= 2 ** 63:
+        raise ValueError("grid['seed'] must have at least one seed, as in range(20), and none of 2⁶³ or more.")
+    if twice := [seed for seed in dict.fromkeys(found) if found.count(seed) > 1]:
+        raise ValueError(f"grid['seed'] has seeds twice: {twice}. The same seed gives the same run; take others.")
+    return torch.tensor(found)
+
+
 def check_grid(grid):
-    "The names of a grid, and their values as floating-point tensors `[L]` on the CPU."
+    "The names of a grid, and their values on the CPU: floating-point tensors `[L]`, seeds int64."
     if not isinstance(grid, dict) or not grid:
         raise ValueError('grid must be a dict of values by hyperparameter, such as {"lr": [.01, .1]}, '
                          f'not {grid!r:.80}.')
     values = []
     for name, axis in grid.items():
+        if name == "seed":
+            values.append(check_seeds(axis))
+            continue
         try: axis = axis.detach().cpu() if isinstance(axis, torch.Tensor) else torch.as_tensor(np.asarray(axis))
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"grid[{name!r}] must be a list or tensor of numbers, not {axis!r:.80}.") from None
@@ -203,6 +252,16 @@ def check_grid(grid):
         check_hyper(name, axis)
         values.append(axis)
     return tuple(grid), tuple(values)
+
+
+def nearest(name, values, value):
+    "The place of a value on an axis; `ValueError` if it is not there."
+    try: at = (values.double() - float(value)).abs().argmin().item()
+    except (TypeError, ValueError): at = None
+    if at is None or not math.isclose(values[at].item(), value, rel_tol=1e-5):
+        raise ValueError(f"{name} = {value!r} is no value of this grid; it has "
+                         f"{', '.join(f'{v:.4g}' for v in values.tolist())}.")
+    return at
 
 
 def free_bytes(device):
@@ -237,21 +296,23 @@ class PeakMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def cut(n, lasting, passing, max_bytes, at_once):
+def cut(n, lasting, passing, max_bytes, at_once, n_parts=1):
     """Points 0 … n − 1 in slices that fit into memory, each cut into ensembles: a list of lists of `slice`s.
 
     lasting, passing: bytes of a model that is there, and those that it needs besides while it is stepped; the
-    ensembles of a slice are stepped one after the other, at most `at_once` models each.
+    ensembles of a slice are stepped one after the other, at most `at_once` models each, and none of them reaches from
+    one of `n_parts` equal parts of the points into the next.
     """
     fit = int(max_bytes // (lasting + passing))
     if fit < 1:
         raise MemoryError(f"One model needs about {(lasting + passing) / 2 ** 20:,.1f} MiB for training, and only "
                           f"{max(0, max_bytes) / 2 ** 20:,.1f} MiB may be used. Take a smaller model or smaller batches.")
-    n_chunks = math.ceil(n / min(fit, at_once))
-    edges, largest = [round(n * i / n_chunks) for i in range(n_chunks + 1)], math.ceil(n / n_chunks)
-    chunks = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    part = n // n_parts
+    n_chunks = math.ceil(part / min(fit, at_once))  # of a part
+    edges, largest = [round(part * i / n_chunks) for i in range(n_chunks + 1)], math.ceil(part / n_chunks)
+    chunks = [slice(first + a, first + b) for first in range(0, n, part) for a, b in zip(edges, edges[1:])]
     together = int((max_bytes - largest * passing) // (largest * lasting))
-    return [chunks[i:i + together] for i in range(0, n_chunks, together)]
+    return [chunks[i:i + together] for i in range(0, len(chunks), together)]
 
 
 class SweepBase:
@@ -259,8 +320,9 @@ class SweepBase:
 
     Wants `ensemble(hypers)`, which makes models that `step(xb, yb)` all at once. Arguments and errors as in `sweep`.
     """
-    def __init__(self, model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None):
+    def __init__(self, model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None, init=None):
         self.model, self.loss_func, self.opt_func, self.seed = copy.deepcopy(model), loss_func, opt_func, seed
+        self.init = init
         self.n_steps, self.dl = positive_int("n_steps", n_steps), dl
         self.names, self.values = check_grid(grid)
         if hasattr(dl, "__next__"):  # it can be read only once
@@ -270,13 +332,27 @@ class SweepBase:
         self.shape, self.ensembles = tuple(map(len, self.values)), {}
         first = next((p for p in model.parameters() if p.requires_grad), torch.zeros(()))
         self.device, dtype = first.device, torch.float64 if first.dtype is torch.float64 else torch.float32
-        points = torch.meshgrid(*(values.double() for values in self.values), indexing="ij")
-        self.hypers = {name: p.flatten().to(self.device, dtype) for name, p in zip(self.names, points)}
+        # The list of all points goes through the grid with the seeds outermost, so that those of a seed stand together.
+        self.seed_axis = self.names.index("seed") if "seed" in self.names else None
+        self.outer = self.seed_axis or 0
+        places = torch.meshgrid(*map(torch.arange, self.shape), indexing="ij")
+        points = (values[at.movedim(self.outer, 0).flatten()] for values, at in zip(self.values, places))
+        self.hypers = {name: p if name == "seed" else p.to(self.device, dtype) for name, p in zip(self.names, points)}
+        if self.seed_axis is not None: self._check_seeds()
         self.slices = self._slices(math.prod(self.shape), dtype, max_bytes)
         self._loss = torch.full((math.prod(self.shape), self.n_steps), math.nan, dtype=dtype, device=self.device)
         self._done = torch.zeros(len(self._loss), dtype=torch.int64)  # steps of each
 
     # Before it begins
+
+    def _check_seeds(self):
+        "Can weights be drawn, and does each seed draw others?"
+        two = self.values[self.seed_axis][:2].tolist()
+        first, *others = (seeded_copy(self.model, seed, self.init).state_dict() for seed in two)
+        for other in others:
+            if all(torch.equal(first[name], other[name]) for name, p in self.model.named_parameters() if p.requires_grad):
+                raise ValueError("Two seeds gave the same weights: what draws them takes nothing from torch's random "
+                                 "numbers. Pass an init(model) that does.")
 
     def _slices(self, n, dtype, max_bytes):
         "The points in slices that fit into memory, as `cut` gives them; one model is tried out for that."
@@ -291,7 +367,8 @@ class SweepBase:
         if self.device.type == "cpu": keep_freed_memory()
         widest = max(n_bytes([p]) for p in self.model.parameters() if p.requires_grad)
         at_once = n if self.device.type != "cpu" else max(1, CHUNK_BYTES // widest)
-        return cut(n, lasting, passing, max_bytes - for_losses, at_once)
+        n_parts = self.shape[self.seed_axis] if self.masks and self.seed_axis is not None else 1  # each with its masks
+        return cut(n, lasting, passing, max_bytes - for_losses, at_once, n_parts)
 
     def _check_steppers(self):
         "Do the steppers keep models apart? With NaN for one's gradients, the other must stay finite."
@@ -322,7 +399,8 @@ class SweepBase:
         except torch.OutOfMemoryError as error: raise MemoryError(f"Not even two models fit: {error}") from error
         except RuntimeError as error:
             raise ValueError(f"This model or loss cannot be trained N at once: {error}") from error
-        if two.draws.any_drawn and not torch.allclose(losses, alone, rtol=torch.finfo(losses.dtype).eps ** .5,
+        self.masks = two.draws.any_drawn
+        if self.masks and not torch.allclose(losses, alone, rtol=torch.finfo(losses.dtype).eps ** .5,
                                                       equal_nan=True):
             warnings.warn("The random layers of this model draw in another order N at once than alone (torch.vmap "
                           "fills a mask row by row, dropout alone as the tensor lies in memory). All points share "
@@ -333,8 +411,9 @@ class SweepBase:
 
     def _loss_alone(self, xb, yb):
         "The loss of the model itself, on a copy."
-        with Draws(self.seed, self.device):
-            trial = copy.deepcopy(self.model)
+        seed = self.seed if self.seed_axis is None else int(self.values[self.seed_axis][0])
+        trial = copy.deepcopy(self.model) if self.seed_axis is None else seeded_copy(self.model, seed, self.init)
+        with Draws(seed, self.device):
             buffers = dict(trial.named_buffers())
             check_mean_loss(loss := self.loss_func(trial(xb), yb))
             for name, buffer in trial.named_buffers():
@@ -380,6 +459,11 @@ class SweepBase:
 
     # What has come of it
 
+    def on_grid(self, values):
+        "Values of the list of all points, `[n, ...]`, as `[*grid, ...]`; a view."
+        seeds_first = [self.shape[self.outer], *self.shape[:self.outer], *self.shape[self.outer + 1:]]
+        return values.view(*seeds_first, *values.shape[1:]).movedim(0, self.outer)
+
     @property
     def n_done(self):
         "How many steps all models have made."
@@ -392,12 +476,58 @@ class SweepBase:
         for done in set(self._done.tolist()) - {0}:
             rows = self._done == done
             last[rows] = self._loss[rows, max(0, done - n_last):done].mean(-1)
-        return last.nan_to_num(math.inf, math.inf, math.inf).view(self.shape)
+        return self.on_grid(last.nan_to_num(math.inf, math.inf, math.inf))
+
+    def over_seeds(self, n_last=None):
+        "`final`, its mean over the seeds, `[*grid without seeds]`; inf where one blew up."
+        final = self.final(n_last)
+        return final if self.seed_axis is None else final.mean(self.seed_axis)
+
+    def of_seeds(self, point, n_last=None):
+        """`final` of one point, `[S]`, a number for each seed.
+
+        point: its place on the other axes, a tuple (or the number itself where there is but one), or name -> value.
+        """
+        if self.seed_axis is None:
+            raise ValueError('This sweep has no seeds to compare: give its grid an axis, as in {"seed": range(20), …}.')
+        axes = [(name, values) for name, values in zip(self.names, self.values) if name != "seed"]
+        if isinstance(point, dict):
+            if set(point) != {name for name, _ in axes}:
+                raise ValueError(f"A point of this grid needs {', '.join(name for name, _ in axes) or 'no names'} "
+                                 f"besides the seed, not {', '.join(map(str, point)) or 'nothing'}.")
+            point = tuple(nearest(name, values, point[name]) for name, values in axes)
+        point = point if isinstance(point, tuple) else (point,)
+        self.point((*point[:self.seed_axis], 0, *point[self.seed_axis:]))
+        return self.final(n_last).movedim(self.seed_axis, 0)[(slice(None), *point)]
+
+    def paired(self, a=(), b=(), other=None, n_last=None, confidence=.95):
+        """How much lower (below zero) or higher point a's `final` loss is than point b's, seed by seed, as `Paired`.
+
+        a, b: points as in `of_seeds`; b is one of `other`'s, a `Sweep` over the same seeds (another optimizer, say).
+        Raises `ValueError` where there are no two seeds, or a seed has blown up.
+        """
+        other = self if other is None else other
+        if not isinstance(other, SweepBase): raise ValueError(f"other must be a Sweep, not {type(other).__name__}.")
+        sides = self.of_seeds(a, n_last), other.of_seeds(b, n_last)
+        mine, others = (sweep.values[sweep.seed_axis].tolist() for sweep in (self, other))
+        if mine != others:
+            raise ValueError(f"Only runs of the same seeds can be paired: these have {mine} and {others}.")
+        return paired(*(side.cpu() for side in sides), confidence)
+
+    def ridge(self, within=.25):
+        """The middle of the good values of the first axis, for each value of the others: the geometric mean of those
+        whose `final` loss, the mean over seeds if there are some, is within a quarter of the lowest; NaN where none is.
+        """
+        final, values = self.over_seeds().cpu(), next(v for name, v in zip(self.names, self.values) if name != "seed")
+        lowest = final.amin(0)
+        good = (final <= lowest + within * lowest.abs()) & final.isfinite()
+        logs = values.double().log().view(-1, *[1] * (final.ndim - 1))
+        return (torch.where(good, logs, 0).sum(0) / good.sum(0)).exp()
 
     @property
     def diverged(self):
         "`[*grid]`, bool: whose loss is NaN, infinite, or more than a tenth above where it began."
-        first, final, begun = self._loss[:, 0].view(self.shape), self.final(), (self._done > 0).view(self.shape)
+        first, final, begun = self.on_grid(self._loss[:, 0]), self.final(), self.on_grid(self._done > 0)
         return begun.to(self.device) & (final.isinf() | (final > first + .1 * first.abs()))
 
     def point(self, index):
@@ -406,12 +536,15 @@ class SweepBase:
         if not whole or len(index) != len(self.shape) or not all(-n <= i < n for i, n in zip(index, self.shape)):
             raise IndexError(f"{index} is no point of this grid: expected one index for each of {self.names}, "
                              f"within {list(self.shape)}.")
-        return int(np.ravel_multi_index([i % n for i, n in zip(index, self.shape)], self.shape))
+        order = [self.outer, *(axis for axis in range(len(self.shape)) if axis != self.outer)]
+        return int(np.ravel_multi_index([index[axis] % self.shape[axis] for axis in order],
+                                        [self.shape[axis] for axis in order]))
 
     def where(self, point):
         "The slice of a point, a list of `slice`s, and which of these holds it."
         return next((chunks, chunk) for chunks in self.slices for chunk in chunks if chunk.start <= point < chunk.stop)
 
     def __repr__(self):
-        grid = " × ".join(f"{len(values)} {name}" for name, values in zip(self.names, self.values))
+        grid = " × ".join(f"{len(values)} {'seeds' if name == 'seed' else name}"
+                          for name, values in zip(self.names, self.values))
         return f"Sweep: {math.prod(self.shape):,} models, {grid}, {self.n_steps} steps, on {self.device}"
