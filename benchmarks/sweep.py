@@ -4,9 +4,10 @@ with torch.optim.
 SGD with momentum, learning rate × beta, batches of 64 images, cross entropy, float32, all of a call timed (trial step
 and stacking too). One after the other costs the same for every point, so some of them are enough. "vmap(grad)" is what
 PyTorch's tutorial on ensembles does, with the same optimizer for all. Layer sizes other than 784-50-10 are drawn at
-random; the seed is printed. Before anything is timed, the losses must agree. The share of the machine's matrix-product
-rate counts the products that training needs, and nothing else. Last, the live map of chapter 09: from a moved slider to
-its first picture and to its last, 100 steps of 64 digits, in the kernel (without the browser).
+random; the seed is printed. Then twenty seeds of one setting, each with weights of its own. Before anything is timed,
+the losses must agree. The share of the machine's matrix-product rate counts the products that training needs, and
+nothing else. Last, the live map of chapter 09: from a moved slider to its first picture and to its last, 100 steps of
+64 digits, in the kernel (without the browser).
 """
 import asyncio
 import itertools
@@ -92,6 +93,37 @@ def tutorial(model, batches, axes):
     return torch.stack(losses, 1)
 
 
+def seeds_one_after_the_other(model, batches, seeds):
+    "The losses `[seed, step]` of torch.optim.SGD, the weights drawn anew for each."
+    losses = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        for layer in model:
+            if isinstance(layer, nn.Linear): layer.reset_parameters()
+        losses.append(one_after_the_other(model, batches, [(.03, .9)]))
+    return torch.cat(losses)
+
+
+def measure_seeds(batches, n, repeats):
+    "As `measure`, for n seeds of 784-50-10."
+    model, half = mlp(784, 50, CLASSES).to(DEVICE), range(N_ALONE)
+    together = lambda seeds: sweep(model, cross_entropy, partial(SGD, lr=.03, momentum=.9), batches, len(batches),
+                                   {"seed": seeds}).loss
+    if DEVICE.type == "cpu":  # elsewhere weights drawn on the device are others
+        assert torch.allclose(together(half), seeds_one_after_the_other(model, batches, half), rtol=1e-3, atol=1e-4)
+
+    def all_seeds():
+        together(range(n))
+        finish()
+
+    times = take_turns({"one after the other, torch.optim": lambda: seeds_one_after_the_other(model, batches, half),
+                        "course_lib: sweep": all_seeds}, repeats)
+    counts = {"one after the other, torch.optim": N_ALONE, "course_lib: sweep": n}
+    speeds = {name: [counts[name] * len(batches) / t for t in values] for name, values in times.items()}
+    table(f"784-50-10, {n} seeds, {len(batches)} steps", speeds, "steps of a model per second")
+    return statistics.median(b / a for a, b in zip(*speeds.values()))
+
+
 def check(model, batches, axes):
     "The first and the last point, and two between, in the first steps."
     picked = torch.linspace(0, len(points(axes)) - 1, N_ALONE).long().tolist()
@@ -162,6 +194,7 @@ def main():
             # forward and weights' gradients; the second layer's input's too
             needed = 2 * BATCH_SIZE * (2 * 784 * 50 + 3 * 50 * CLASSES)
             share = speed * needed / product_rate()
+    ratios["sweep_20_seeds_over_one_after_the_other"] = measure_seeds(batches, 20, repeats), ">=2.5"
     seed = random.randrange(10 ** 6)
     draw = random.Random(seed)
     print(f"\nlayer sizes drawn with seed {seed}")

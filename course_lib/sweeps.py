@@ -122,10 +122,10 @@ def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, m
     model: every point starts from its weights and buffers, in its mode; it is not changed;
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`, whose hyperparameters
     the grid's replace; dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
-    grid: name -> values `[L]`, an axis for each; `seed` among the names makes comparisons paired: for each of its values
-    the weights are drawn anew (on the CPU, by each layer's `reset_parameters` or by `init(model)`, in place), and so are
-    the masks of random layers, the same for all other axes; seed: that of random layers where there is no such axis, whose draws all models share. On a
-    CPU they are those of a model alone, but for dropout of tensors that do not lie row by row (transposed, say);
+    grid: name -> values `[L]`, an axis for each. An axis `seed` makes comparisons paired: each of its values draws
+    the weights anew (on the CPU, by every layer's `reset_parameters` or by `init(model)`, in place) and the masks
+    of random layers, the same for all other axes; seed: that of random layers where there is no such axis. On a
+    CPU masks are those of a model alone, but for dropout of tensors that do not lie row by row (transposed, say);
     on_step: called as `on_step(step, loss)` with a view of the losses so far `[*grid, n_steps]`; a true return stops;
     max_bytes: memory to use, by default half of what is free; a grid that needs more is trained in slices.
     Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not even one model fits;

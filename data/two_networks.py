@@ -51,8 +51,8 @@ def main():
         print(task_name, {name: (run["lr"], sum(run["final"]) / len(SEEDS)) for name, run in found[task_name].items()},
               flush=True)
     made = (f"data/two_networks.py on {platform.machine()}, {torch.get_num_threads()} threads, Python "
-            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; rates tried with "
-            f"seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}; "
+            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; rates tried "
+            f"with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}; "
             f"{(time.perf_counter() - start) / 60:.0f} minutes")
     path = Path(__file__).parent / "results" / "two_networks.json"
     path.parent.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """A grid with seeds: each (seed, point) against the same model initialised and trained alone by torch.optim; paired
 differences against SciPy's t-test; what is refused."""
+import asyncio
 import copy
 import itertools
 import math
@@ -12,11 +13,14 @@ from scipy import stats
 from torch import nn
 
 from course_lib.adam import Adam
-from course_lib.momentum import SGD
+from course_lib.data import TensorLoader, digits
+from course_lib.figures.sweeps import forest_explorer
+from course_lib.momentum import SGD, average_grad, momentum_step
 from course_lib.rmsprop import RMSProp
+from course_lib.sgd import Optimizer
 from course_lib.support.paired import central_t, paired
 from course_lib.support.results import results
-from course_lib.sweeps import Ensemble, sweep
+from course_lib.sweeps import Ensemble, mlp as sweeps_mlp, sweep
 from test_sweeps import F64, Used, conv, frozen, mlp, net, pairs, trained_alone
 from tiny import every_device
 
@@ -172,6 +176,20 @@ def test_optimizers_without_any_hyperparameter_in_the_grid(opt_func):
         torch.testing.assert_close(result.loss[i], losses, rtol=1e-8, atol=1e-8)
 
 
+def clip_each(p, grad, state, *, lr, limit=.1):
+    axes = tuple(range(int(isinstance(lr, torch.Tensor) and lr.ndim > 0), p.ndim))
+    return grad * (limit / torch.linalg.vector_norm(grad, dim=axes, keepdim=True)).clamp(max=1)
+
+
+@pytest.mark.parametrize("grid", [{"seed": [1, 6]}, {"beta": [.5, .9]}], ids=str)
+def test_steppers_know_n_models_by_a_rate_for_each(grid):
+    opt_func = lambda params: Optimizer(params, [clip_each, average_grad, momentum_step], lr=.1, beta=.5)
+    result = sweep(net(), F.cross_entropy, opt_func, pairs(), 5, grid)
+    start = initialised(net(), 1) if "seed" in grid else net()
+    losses = trained_alone(start, opt_func, pairs(), 5)[1]
+    torch.testing.assert_close(result.loss[0], losses, rtol=1e-8, atol=1e-8)
+
+
 def test_on_step_sees_the_grid_as_it_was_given():
     seen = []
     sweep(mlp(), F.cross_entropy, SGD, pairs(dtype=torch.float32), 4, {"lr": [.1, .2, .3], "seed": range(2)},
@@ -274,6 +292,35 @@ def test_the_interval_holds_the_true_mean_as_often_as_it_says():
     draws = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0), dtype=F64)
     hits = sum(found.low < .3 < found.high for found in (paired(row + .3, torch.zeros(10)) for row in draws[:400]))
     assert .92 < hits / 400 < .98  # 95 ± 3 standard errors of 400 draws
+
+
+# The forest plot
+
+def test_the_forest_says_what_the_sweep_found():
+    explorer = forest_explorer(digits(device="cpu").train, betas=(.5, .9), n_steps=40)
+    explorer.set(lr=.03, n_seeds=5)
+    state = asyncio.run(explorer.done())
+    train = digits(device="cpu").train
+    loader = TensorLoader(train.x, train.y, 64, shuffle=True, drop_last=True, seed=1)
+    result = sweep(sweeps_mlp(784, 50, 10), F.cross_entropy, partial(SGD, lr=state["lr"], momentum=.9), loader, 40,
+                   {"seed": range(5), "beta": [0., .5, .9]})
+    assert state["step"] == 40 and state["n_seeds"] == 5
+    for i in (0, 1):
+        theirs = stats.ttest_rel(result.final()[:, i + 1].double(), result.final()[:, 0].double())
+        interval = theirs.confidence_interval(.95)
+        assert (state["low"][i], state["high"][i]) == pytest.approx((interval.low, interval.high), rel=1e-3)
+        assert state["verdict"][i] == ("lower" if interval.high < 0 else "higher" if interval.low > 0 else "open")
+        assert f"beta {state['betas'][i]:g} {'better' if interval.high < 0 else ''}" in explorer.words(state)
+
+
+def test_the_forest_fills_in():
+    explorer = forest_explorer(digits(device="cpu").train, betas=(.9, .98), n_steps=60)
+    asyncio.run(explorer.done())
+    steps = []
+    explorer.figure.image.observe(lambda change: steps.append(change), "value")
+    explorer.set(lr=.01, n_seeds=40)
+    asyncio.run(explorer.done())
+    assert len(steps) >= 2 and explorer.state["step"] == 60 and explorer.error is None
 
 
 # The measured runs that chapters load

@@ -17,7 +17,8 @@ from ..data import TensorLoader
 from ..momentum import SGD
 from ..rmsprop import RMSProp
 from ..support.checks import check_hyper, positive_int
-from ..support.live import Explorer, LiveFigure
+from ..support.live import Explorer, LiveFigure, explore
+from ..support.paired import paired
 from ..support.plots import COLORS, GHOST, styled
 from ..sweeps import Sweep, mlp
 
@@ -273,3 +274,73 @@ class SweepExplorer(Explorer):
         return (f"Step {s['step']} of {s['n_steps']}{first_look}, second axis {s['axis']}{other}: best {told('best')}; "
                 f"here {told('here')}; "
                 f"{s['n_diverged']} of {s['n_models']:,} diverged.")
+
+
+@styled
+def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
+    """Is momentum better than none, at this rate? A forest plot that fills in while the networks train: for each beta,
+    seed by seed, the difference of its loss from that of plain SGD, their mean and its 95 % interval.
+
+    train: a `TensorLoader`; betas: those compared with 0. `.state`: lr, n_seeds, step, and lists by beta: mean, low,
+    high (None where a seed has blown up), verdict ("lower", "higher", "open", "diverged").
+    """
+    colors = {"lower": "blue", "higher": "orange", "open": "grey", "diverged": "grey"}
+    fig = Figure(figsize=(10, 4.2))
+    ax = fig.subplots()
+    ax.axvline(0, color=GHOST, ls="--", lw=1.5)
+    line = lambda **style: ax.plot([], [], **style)[0]
+    dots = [line(color=GHOST, marker=".", ms=6, ls="") for _ in betas]
+    bars = [line(color=GHOST, lw=3, ls="-", marker="|", ms=14, mew=2.5) for _ in betas]
+    means = [line(color=GHOST, marker="D", ms=9, ls="") for _ in betas]
+    ax.set(ylim=(-.6, len(betas) - .4), xlim=(-1, 1), title="Loss with momentum minus loss without it",
+           xlabel="difference of the training loss, mean of the last tenth    ← better    worse →")
+    ax.set_yticks(range(len(betas)), [f"beta {beta:g}" for beta in betas])
+    live = LiveFigure(fig, [*dots, *bars, *means], alt=(
+        "A forest plot: one row for each beta, small dots for the seeds, a diamond for their mean difference from plain "
+        "SGD and a bar for its 95 % interval; a dashed line marks no difference."))
+
+    def show(result, lr):
+        rows, wide = [], 0
+        base = result.of_seeds(0).cpu()
+        for i, (dot, bar, mean) in enumerate(zip(dots, bars, means)):
+            differences = (result.of_seeds(i + 1).cpu() - base).double()
+            found = paired(differences, torch.zeros(len(differences))) if differences.isfinite().all() else None
+            low, high = found.interval if found else (None, None)
+            verdict = "diverged" if not found else "lower" if high < 0 else "higher" if low > 0 else "open"
+            color = COLORS.get(colors[verdict], GHOST)
+            dot.set_data(differences.numpy(), np.full(len(differences), i + .22))
+            bar.set_data(([low, high], [i, i]) if found else ([], []))
+            mean.set_data(([found.mean], [i]) if found else ([], []))
+            for artist in (bar, mean): artist.set_color(color)
+            wide = max(wide, *map(abs, found.interval)) if found else wide
+            rows.append((found.mean if found else None, low, high, verdict))
+        limit = round_limits(wide / 2, max(wide, 1e-3))[1]
+        if limit != ax.get_xlim()[1]:
+            ax.set_xlim(-limit, limit)
+            live.invalidate()
+        state = {"lr": lr, "n_seeds": len(base), "step": result.n_done, "betas": list(betas)}
+        return state | dict(zip(("mean", "low", "high", "verdict"), map(list, zip(*rows))))
+
+    def run(lr, n_seeds):
+        loader = TensorLoader(train.x, train.y, min(64, len(train.x)), shuffle=True, drop_last=True, seed=1)
+        model = mlp(784, 50, 10).to(train.x.device)
+        result = Sweep(model, F.cross_entropy, partial(SGD, lr=lr, momentum=.9), loader, n_steps,
+                       {"beta": [0., *betas], "seed": range(n_seeds)})
+        since = perf_counter()
+        for _ in result.steps():
+            if perf_counter() - since < NEXT_S: yield None
+            else:
+                yield show(result, lr)
+                since = perf_counter()
+        yield show(result, lr)
+
+    def words(s):
+        told = {"lower": "better", "higher": "worse", "open": "open", "diverged": "diverged"}
+        rows = ", ".join(f"beta {beta:g} {told[verdict]}" for beta, verdict in zip(s["betas"], s["verdict"]))
+        return f"Step {s['step']} of {n_steps}, lr {s['lr']:.2g}, {s['n_seeds']} seeds, against beta 0: {rows}."
+
+    return explore(run, live, words=words,
+                   caption="Live figure. A dot is a seed, a diamond their mean, the bar its 95 % interval: blue where "
+                           "momentum is better than none, orange where it is worse, grey where these seeds cannot say.",
+                   lr=widgets.FloatLogSlider(.1, base=10, min=-3, max=0, step=.1, readout_format=".1e"),
+                   n_seeds=widgets.IntSlider(10, 3, 40, description="seeds"))

@@ -50,7 +50,7 @@ def losses_of_all(loss_func, preds, yb):
 
 
 def set_hypers(opt, hypers):
-    "Give an `Optimizer` a value for each model, name -> tensor `[N]`; `ValueError` for what it does not have."
+    "Give an `Optimizer` a value for each model, name -> tensor `[N]`, and a rate for each in any case; `ValueError` for what it does not have."
     if not isinstance(opt, CheckedOptimizer):
         raise ValueError(f"opt_func made a {type(opt).__module__}.{type(opt).__name__}; a sweep needs an "
                          "Optimizer of this course, whose hyperparameters can be tensors: SGD, RMSProp, Adam, "
@@ -61,6 +61,10 @@ def set_hypers(opt, hypers):
             raise ValueError(f"This optimizer has no {name!r}; it has {', '.join(opt.hyper_names)}{hint}.")
         check_hyper(name, values)
         for group in opt.param_groups: group[name] = values
+    for group in opt.param_groups:  # steppers know N models by a rate for each
+        if isinstance(lr := group.get("lr"), numbers.Real):
+            first = group["params"][0]
+            group["lr"] = torch.full((len(first),), lr, dtype=first.dtype, device=first.device)
 
 
 class Draws:
