@@ -1,18 +1,17 @@
 """This checkout's benchmarks against another's, taking turns: did a change make anything slower?
 
-    python benchmarks/against.py ../before --rounds 3 --quick loop_overhead sweep
+    python tools/against.py ../before --rounds 3 --quick loop_overhead sweep
 
 runs each script in both checkouts, turn by turn, and divides the figures of their RATIO lines, new by old. Whether
 more is better, a line's goal says.
 """
 import argparse
 import os
+import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-
-from _measure import say_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +40,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="run the scripts with --quick")
     args = parser.parse_args()
     if not (args.other / "benchmarks").is_dir(): parser.error(f"{args.other} has no folder benchmarks")
-    say_machine("torch", threads="the scripts'")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     for script in args.scripts:
         runs = [(figures(args.other.resolve(), script, args.quick), figures(ROOT, script, args.quick))
                 for _ in range(args.rounds)]
