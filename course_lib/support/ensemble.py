@@ -135,27 +135,36 @@ class Unwound:
         if kind is KeyboardInterrupt: traceback.clear_frames(frames)  # or vmap's generators end somebody's level later
         torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.depth)
         torch.set_grad_enabled(self.grad)
+        stopped = getattr(error, "__context__", None)
+        if isinstance(stopped, KeyboardInterrupt): raise stopped  # vmap stumbled over a level that it had not begun
 
 
-def seeded_copy(model, seed, init=None):
-    """A copy with weights that the seed draws, by `init(copy)` or every layer's `reset_parameters`, on the CPU, so that
-    every device gets the same. What is frozen stays, and so does the world's random state.
+def seeded_copies(model, seeds, init=None):
+    """A copy of the model with the weights that each seed draws, by `init(copy)` or every layer's `reset_parameters`: one
+    copy, drawn anew for each. On the CPU, so that every device gets the same. What is frozen stays, and so does the
+    world's random state.
     """
-    device = next(model.parameters()).device
     drawn = copy.deepcopy(model).cpu()
-    frozen = {name: p.clone() for name, p in drawn.named_parameters() if not p.requires_grad}
-    with Draws(seed, torch.device("cpu")), torch.no_grad():
-        if init is not None: init(drawn)
-        else:
-            for name, module in drawn.named_modules():
-                if not any(p.requires_grad for p in module.parameters(recurse=False)): continue
-                if not hasattr(module, "reset_parameters"):
-                    raise ValueError(f"A seed axis draws the weights anew, and {type(module).__name__}"
-                                     f"{name and f' ({name})'} has no reset_parameters. Pass init, a function that "
-                                     "draws a model's weights in place: sweep(…, init=draw).")
-                module.reset_parameters()
-        for name, value in frozen.items(): drawn.get_parameter(name).copy_(value)
-    return drawn.to(device)
+    before = [(tensor, tensor.detach().clone()) for tensor in (*drawn.parameters(), *drawn.buffers())]
+    frozen = [(tensor, value) for tensor, value in before if isinstance(tensor, nn.Parameter) and not tensor.requires_grad]
+    for seed in seeds:
+        with Draws(seed, torch.device("cpu")), torch.no_grad():
+            for tensor, value in before: tensor.copy_(value)
+            if init is not None: init(drawn)
+            else: reset_parameters(drawn)
+            for tensor, value in frozen: tensor.copy_(value)
+        yield drawn
+
+
+def reset_parameters(model):
+    "Every layer that learns draws its weights anew; `ValueError` for one that does not know how."
+    for name, module in model.named_modules():
+        if not any(p.requires_grad for p in module.parameters(recurse=False)): continue
+        if not hasattr(module, "reset_parameters"):
+            raise ValueError(f"A seed axis draws the weights anew, and {type(module).__name__}{name and f' ({name})'} "
+                             "has no reset_parameters. Pass init, a function that draws a model's weights in place: "
+                             "sweep(…, init=draw).")
+        module.reset_parameters()
 
 
 def isolated(step):
@@ -177,12 +186,12 @@ class EnsembleBase:
     Wants `self.params` and `self.buffers`, name -> tensor `[N, ...]`, and adds `.model`, `.device`, `.draws`.
     """
     def __init__(self, model, seed, seeds=None, init=None):
+        if not self.params: raise ValueError("The model has no parameters to train.")
+        self.device, self.recorded = next(iter(self.params.values())).device, None
         if seeds is not None:
             seeds = seeds.tolist()
             seed, model = seeds[0], self._start_from(model, seeds, init)
-        if not self.params: raise ValueError("The model has no parameters to train.")
         for p in self.params.values(): p.n_models = len(p)  # for whoever goes by the number of axes
-        self.device, self.recorded = next(iter(self.params.values())).device, None
         self.draws = Draws(seed, self.device)
         own = {id(model.get_parameter(name)): name for name in self.params}
         own |= {id(model.get_buffer(name)): name for name in self.buffers}
@@ -197,11 +206,12 @@ class EnsembleBase:
     @torch.no_grad()
     def _start_from(self, model, seeds, init):
         "Give each model the weights that its seed draws; returns what the first seed makes of the model."
-        drawn = {seed: seeded_copy(model, seed, init) for seed in dict.fromkeys(seeds)}
-        for i, seed in enumerate(seeds):
-            for name, p in self.params.items(): p[i] = drawn[seed].get_parameter(name)
-            for name, b in self.buffers.items(): b[i] = drawn[seed].get_buffer(name)
-        return drawn[seeds[0]]
+        others = list(dict.fromkeys(seeds))[::-1]  # the first comes last, and stays in the copy
+        for seed, drawn in zip(others, seeded_copies(model, others, init)):
+            at = [i for i, other in enumerate(seeds) if other == seed]
+            for name, p in self.params.items(): p[at] = drawn.get_parameter(name).to(self.device)
+            for name, b in self.buffers.items(): b[at] = drawn.get_buffer(name).to(self.device)
+        return drawn.to(self.device)
 
     def pred_of_one(self, params, buffers, xb):
         "What the model predicts with these tensors in all places of its own."
@@ -351,10 +361,10 @@ class SweepBase:
 
     def _check_seeds(self):
         "Can weights be drawn, and does each seed draw others?"
-        two = self.values[self.seed_axis][:2].tolist()
-        first, *others = (seeded_copy(self.model, seed, self.init).state_dict() for seed in two)
+        learned = lambda model: [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        first, *others = map(learned, seeded_copies(self.model, self.values[self.seed_axis][:2].tolist(), self.init))
         for other in others:
-            if all(torch.equal(first[name], other[name]) for name, p in self.model.named_parameters() if p.requires_grad):
+            if all(map(torch.equal, first, other)):
                 raise ValueError("Two seeds gave the same weights: what draws them takes nothing from torch's random "
                                  "numbers. Pass an init(model) that does.")
 
@@ -416,7 +426,8 @@ class SweepBase:
     def _loss_alone(self, xb, yb):
         "The loss of the model itself, on a copy."
         seed = self.seed if self.seed_axis is None else int(self.values[self.seed_axis][0])
-        trial = copy.deepcopy(self.model) if self.seed_axis is None else seeded_copy(self.model, seed, self.init)
+        if self.seed_axis is None: trial = copy.deepcopy(self.model)
+        else: trial = next(seeded_copies(self.model, [seed], self.init)).to(self.device)
         with Draws(seed, self.device):
             buffers = dict(trial.named_buffers())
             check_mean_loss(loss := self.loss_func(trial(xb), yb))
