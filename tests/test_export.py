@@ -119,7 +119,7 @@ def test_the_wheel_holds_every_embedded_file():
     "What is embedded is said in pyproject.toml; what lies in data/ and belongs to git is all of it."
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     embedded = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    files = {f"data/{path.name}" for path in (ROOT / "data").iterdir()
-             if path.suffix in (".npz", ".safetensors", ".json")}
+    paths = [*(ROOT / "data").iterdir(), *(ROOT / "data" / "results").iterdir()]
+    files = {str(path.relative_to(ROOT)) for path in paths if path.suffix in (".npz", ".safetensors", ".json")}
     assert set(embedded) == files
-    assert all(target == f"course_lib/embedded/{Path(source).name}" for source, target in embedded.items())
+    assert all(target == source.replace("data", "course_lib/embedded", 1) for source, target in embedded.items())
