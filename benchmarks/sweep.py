@@ -116,12 +116,19 @@ def measure_seeds(batches, n, repeats):
         together(range(n))
         finish()
 
-    times = take_turns({"one after the other, torch.optim": lambda: seeds_one_after_the_other(model, batches, half),
-                        "course_lib: sweep": all_seeds}, repeats)
-    counts = {"one after the other, torch.optim": N_ALONE, "course_lib: sweep": n}
-    speeds = {name: [counts[name] * len(batches) / t for t in values] for name, values in times.items()}
-    table(f"784-50-10, {n} seeds, {len(batches)} steps", speeds, "steps of a model per second")
-    return statistics.median(b / a for a, b in zip(*speeds.values()))
+    contenders = {"one after the other, torch.optim": lambda: seeds_one_after_the_other(model, batches, half),
+                  "course_lib: sweep": all_seeds}
+    return compare(f"784-50-10, {n} seeds", contenders, n, len(batches), repeats)[0]
+
+
+def compare(title, contenders, n, n_steps, repeats):
+    "Prints a table; returns (median of the rounds' ratios, models' steps per second). Only the first trains but a few."
+    times = take_turns(contenders, repeats)
+    counts = {name: n_steps * (N_ALONE if "one after" in name else n) for name in contenders}
+    speeds = {name: [counts[name] / t for t in values] for name, values in times.items()}
+    table(f"{title}, {n_steps} steps", speeds, "steps of a model per second")
+    one, many = speeds["one after the other, torch.optim"], speeds["course_lib: sweep"]
+    return statistics.median(b / a for a, b in zip(one, many)), statistics.median(many)
 
 
 def check(model, batches, axes):
@@ -140,12 +147,7 @@ def measure(title, model, batches, n, repeats, with_tutorial=False):
     contenders = {"one after the other, torch.optim": lambda: one_after_the_other(model, batches, alone)}
     contenders["course_lib: sweep"] = lambda: all_at_once(model, batches, axes)
     if with_tutorial: contenders["vmap(grad), as in the tutorial"] = lambda: tutorial(model, batches, axes)
-    times = take_turns(contenders, repeats)
-    counts = {name: len(batches) * (N_ALONE if "one after" in name else n) for name in contenders}
-    speeds = {name: [counts[name] / t for t in values] for name, values in times.items()}
-    table(f"{title}, {n} models, {len(batches)} steps", speeds, "steps of a model per second")
-    one, many = speeds["one after the other, torch.optim"], speeds["course_lib: sweep"]
-    return statistics.median(b / a for a, b in zip(one, many)), statistics.median(many)
+    return compare(f"{title}, {n} models", contenders, n, len(batches), repeats)
 
 
 def product_rate():

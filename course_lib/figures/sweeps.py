@@ -16,6 +16,7 @@ from ..adam import Adam, AdamW
 from ..data import TensorLoader
 from ..momentum import SGD
 from ..rmsprop import RMSProp
+from ..sgd import seeded
 from ..support.checks import check_hyper, positive_int
 from ..support.live import Explorer, LiveFigure, explore
 from ..support.paired import paired
@@ -155,9 +156,7 @@ class SweepExplorer(Explorer):
     def _begin(self, column, row, optimizer, axis, network, lr, steps, batch_size):
         opt_func, x, y = OPTIMIZERS[optimizer], self.train.x, self.train.y
         self.axis, self.n_steps = available_axis(opt_func, axis), steps
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = NETWORKS[network]().to(x.device)
+        model = seeded(0, NETWORKS[network]).to(x.device)
         loader = TensorLoader(x, y, min(batch_size, len(x)), shuffle=True, drop_last=True, seed=1)
         rates = lr * torch.logspace(-2, 2, self.n, dtype=torch.float64)
         grid = {"lr": rates, self.axis: axis_values(self.axis, self.n)}
@@ -284,7 +283,8 @@ def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
     train: a `TensorLoader`; betas: those compared with 0. `.state`: lr, n_seeds, step, and lists by beta: mean, low,
     high (None where a seed has blown up), verdict ("lower", "higher", "open", "diverged").
     """
-    colors = {"lower": "blue", "higher": "orange", "open": "grey", "diverged": "grey"}
+    verdicts = {"lower": ("better", COLORS["blue"]), "higher": ("worse", COLORS["orange"]), "open": ("open", GHOST),
+                "diverged": ("diverged", GHOST)}
     fig = Figure(figsize=(10, 4.2))
     ax = fig.subplots()
     ax.axvline(0, color=GHOST, ls="--", lw=1.5)
@@ -301,29 +301,28 @@ def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
 
     def show(result, lr):
         rows, wide = [], 0
-        base = result.of_seeds(0).cpu()
-        for i, (dot, bar, mean) in enumerate(zip(dots, bars, means)):
-            differences = (result.of_seeds(i + 1).cpu() - base).double()
-            found = paired(differences, torch.zeros(len(differences))) if differences.isfinite().all() else None
+        plain, *others = result.final().double().cpu()
+        for i, (dot, bar, mean, losses) in enumerate(zip(dots, bars, means, others)):
+            differences = losses - plain
+            found = paired(losses, plain) if differences.isfinite().all() else None
             low, high = found.interval if found else (None, None)
             verdict = "diverged" if not found else "lower" if high < 0 else "higher" if low > 0 else "open"
-            color = COLORS.get(colors[verdict], GHOST)
             dot.set_data(differences.numpy(), np.full(len(differences), i + .22))
             bar.set_data(([low, high], [i, i]) if found else ([], []))
             mean.set_data(([found.mean], [i]) if found else ([], []))
-            for artist in (bar, mean): artist.set_color(color)
+            for artist in (bar, mean): artist.set_color(verdicts[verdict][1])
             wide = max(wide, *map(abs, found.interval)) if found else wide
             rows.append((found.mean if found else None, low, high, verdict))
         limit = round_limits(wide / 2, max(wide, 1e-3))[1]
         if limit != ax.get_xlim()[1]:
             ax.set_xlim(-limit, limit)
             live.invalidate()
-        state = {"lr": lr, "n_seeds": len(base), "step": result.n_done, "betas": list(betas)}
+        state = {"lr": lr, "n_seeds": len(plain), "step": result.n_done, "betas": list(betas)}
         return state | dict(zip(("mean", "low", "high", "verdict"), map(list, zip(*rows))))
 
     def run(lr, n_seeds):
         loader = TensorLoader(train.x, train.y, min(64, len(train.x)), shuffle=True, drop_last=True, seed=1)
-        model = mlp(784, 50, 10).to(train.x.device)
+        model = seeded(0, partial(mlp, 784, 50, 10)).to(train.x.device)
         result = Sweep(model, F.cross_entropy, partial(SGD, lr=lr, momentum=.9), loader, n_steps,
                        {"beta": [0., *betas], "seed": range(n_seeds)})
         since = perf_counter()
@@ -335,8 +334,7 @@ def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
         yield show(result, lr)
 
     def words(s):
-        told = {"lower": "better", "higher": "worse", "open": "open", "diverged": "diverged"}
-        rows = ", ".join(f"beta {beta:g} {told[verdict]}" for beta, verdict in zip(s["betas"], s["verdict"]))
+        rows = ", ".join(f"beta {beta:g} {verdicts[verdict][0]}" for beta, verdict in zip(s["betas"], s["verdict"]))
         return f"Step {s['step']} of {n_steps}, lr {s['lr']:.2g}, {s['n_seeds']} seeds, against beta 0: {rows}."
 
     return explore(run, live, words=words,

@@ -50,7 +50,9 @@ def losses_of_all(loss_func, preds, yb):
 
 
 def set_hypers(opt, hypers):
-    "Give an `Optimizer` a value for each model, name -> tensor `[N]`, and a rate for each in any case; `ValueError` for what it does not have."
+    """Give an `Optimizer` a value for each model, name -> tensor `[N]`, and a rate for each in any case; `ValueError` for
+    what it does not have.
+    """
     if not isinstance(opt, CheckedOptimizer):
         raise ValueError(f"opt_func made a {type(opt).__module__}.{type(opt).__name__}; a sweep needs an "
                          "Optimizer of this course, whose hyperparameters can be tensors: SGD, RMSProp, Adam, "
@@ -551,9 +553,7 @@ class SweepBase:
         if not whole or len(index) != len(self.shape) or not all(-n <= i < n for i, n in zip(index, self.shape)):
             raise IndexError(f"{index} is no point of this grid: expected one index for each of {self.names}, "
                              f"within {list(self.shape)}.")
-        order = [self.outer, *(axis for axis in range(len(self.shape)) if axis != self.outer)]
-        return int(np.ravel_multi_index([index[axis] % self.shape[axis] for axis in order],
-                                        [self.shape[axis] for axis in order]))
+        return self.on_grid(torch.arange(len(self._loss)))[tuple(map(int, index))].item()
 
     def where(self, point):
         "The slice of a point, a list of `slice`s, and which of these holds it."

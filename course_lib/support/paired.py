@@ -1,11 +1,13 @@
 """Is one better than the other? Differences over the same seeds, and an interval for their mean."""
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
 
+@cache  # a live figure asks for the same again and again
 def central_t(df, coverage):
     "The t between whose negative and itself Student's distribution with df degrees of freedom has this share."
     angles = np.linspace(0, math.pi / 2, 100_001)         # t = √df · tan(angle), whose density is cos(angle)^(df − 1)
