@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import nn
 
 from ..adam import Adam, AdamW
@@ -110,7 +111,7 @@ class SweepExplorer(Explorer):
             steps=widgets.IntSlider(n_steps, *RANGES["steps"], 10, description="steps", **style("230px")),
             column=place("point →"), row=place("point ↑"))
         super().__init__(self._run, {**menus, **sliders}, self._figure(), self._words,
-                         "Live figure. Each cell is a network that trains on the digits; bright is a low loss, × has "
+                         "Live figure. Each cell is a network that trains on the digits; dark is a low loss, × has "
                          "diverged, the star is the best, the square the cell that you point at. Every change but "
                          "pointing trains all of them again.")
         rows, menus = self.widget.children[0], [self.controls[name] for name in menus]
@@ -126,9 +127,9 @@ class SweepExplorer(Explorer):
         self.map_ax.grid(False)
         self.map_ax.set(xlabel="learning rate", ylabel="weight_decay", title="networks")
         self.map_ax.set_yticks([0], ["0.999"])  # the layout leaves room for labels as long as these
-        self.image = self.map_ax.imshow(blank, origin="lower", aspect="auto", cmap="viridis_r", norm=LogNorm(.1, 1))
+        self.image = self.map_ax.imshow(blank, origin="lower", aspect="auto", cmap="viridis", norm=LogNorm(.1, 1))
         self.bar_ax.grid(False)
-        self.bar_ax.imshow(np.linspace(0, 1, 256)[:, None], origin="lower", aspect="auto", cmap="viridis_r",
+        self.bar_ax.imshow(np.linspace(0, 1, 256)[:, None], origin="lower", aspect="auto", cmap="viridis",
                            extent=(0, 1, 0, 1))
         self.bar_ax.set(xticks=[], ylabel="training loss (mean of the last tenth)")
         self.bar_ax.set_yticks([0], ["0.05"])
@@ -138,7 +139,8 @@ class SweepExplorer(Explorer):
         cell = 110 / self.n
         self.lost = line(self.map_ax, GHOST, marker="x", ms=min(9, cell), ls="", label="diverged")
         self.star = line(self.map_ax, COLORS["orange"], marker="*", ms=max(13, 1.4 * cell), mec="white", ls="")
-        self.square = line(self.map_ax, COLORS["blue"], marker="s", ms=max(8, 1.7 * cell), mfc="none", mew=3, ls="")
+        self.square = line(self.map_ax, COLORS["blue"], marker="s", ms=max(8, 1.7 * cell), mfc="none", mew=3, ls="",
+                           path_effects=[withStroke(linewidth=6, foreground="white")])
         self.wild = LineCollection([], colors=GHOST, linestyles=":", linewidths=1.2, label="some that diverge")
         self.curve_ax.add_collection(self.wild)
         self.best_line = line(self.curve_ax, COLORS["orange"], ls="--", lw=2.5, label="★ the best")
