@@ -56,8 +56,8 @@ class SmallOptimizer:
     "An optimizer in ten lines: for each parameter that has a gradient, its steppers in order."
     def __init__(self, params, steppers, **hypers):
         self.params, self.state = list(params), defaultdict(dict)
-        self.steppers = [(stepper, {name: hypers[name] for name in hyperparameters(stepper) if name in hypers})
-                         for stepper in steppers]
+        self.steppers = [(stepper, {name: hypers[name] for name in hyperparameters(stepper)
+                                    if name in hypers}) for stepper in steppers]
 
     @torch.no_grad()
     def step(self):
@@ -80,7 +80,7 @@ class Task(NamedTuple):
 
 
 def train(task, opt_func, n_steps):
-    "Trains the task's model for n batches, from epoch 0 on; the loss of each, a tensor `[n_steps]`."
+    "Trains the task's model for n batches, from epoch 0 on; the loss of each, `[n_steps]`."
     optimizer, losses = opt_func(task.model.parameters()), []
     n, task.loader.epoch = whole_number("n", n_steps, at_least=0), 0
     for xb, yb in islice(chain.from_iterable(repeat(task.loader)), n):
@@ -95,9 +95,11 @@ def train(task, opt_func, n_steps):
 def train_small_net(dls, opt_func, n_steps, seed=0):
     """The small net after n batches of 64, and the loss of each: `(model, tensor [n_steps])`.
 
-    dls: `DataLoaders` of `TensorLoader`s; opt_func: parameters -> optimizer; the seed fixes weights and order.
+    dls: `DataLoaders` of `TensorLoader`s; opt_func: parameters -> optimizer;
+    the seed fixes weights and order.
     """
-    shuffled = TensorLoader(dls.train.x, dls.train.y, 64, shuffle=True, drop_last=True, seed=seed + 1)
+    train_x, train_y, order = dls.train.x, dls.train.y, seed + 1
+    shuffled = TensorLoader(train_x, train_y, 64, shuffle=True, drop_last=True, seed=order)
     task = Task(small_net(dls.train.x.device, seed), shuffled, F.cross_entropy)
     return task.model, train(task, opt_func, n_steps)
 
@@ -106,11 +108,10 @@ class Optimizer(CheckedOptimizer):
     """An optimizer made of steppers.
 
     params: parameters or parameter groups, as everywhere in PyTorch;
-    steppers: functions `stepper(p, grad, state, *, lr, …)`, called in order for each parameter that
-    has a gradient. A stepper changes `p` and its `state` (a dict for that parameter) in place and
-    returns nothing, or the gradient that the steppers after it shall see.
-    hypers: values for their keyword-only arguments; a tensor `[N]` gives each of the N models along
-    the parameters' first axis its own (torch's schedulers turn numbers and tensors without an axis).
+    steppers: functions `stepper(p, grad, state, *, lr, …)`, called in order for each parameter with
+    a gradient; they change `p` and its `state` (a dict) in place and may return a gradient for those
+    after them. hypers: their keyword-only arguments; a tensor `[N]` gives each of N models along the
+    parameters' first axis its own (torch's schedulers turn numbers and tensors without an axis).
     Raises `ValueError` for a hyperparameter that is missing, unknown or out of range,
     and for parameters that cannot be stepped.
     """
@@ -145,7 +146,7 @@ def autoencoder(dls, seed=0):
     "A `Task`: give each image `[784]` back through a bottleneck of 16 numbers; mean squared error."
     sizes = [784, 128, 64, 16, 64, 128, 784]
     layers = lambda: [layer for a, b in zip(sizes, sizes[1:])
-                      for layer in (nn.Linear(a, b), nn.Tanh())][:-1]            # no tanh at the end
+                      for layer in (nn.Linear(a, b), nn.Tanh())][:-1]       # no tanh at the end
     model = seeded(seed, lambda: nn.Sequential(nn.Flatten(), *layers())).to(dls.train.x.device)
     images = dls.train.x
     loader = TensorLoader(images, images.flatten(1), 256, shuffle=True, drop_last=True)
