@@ -109,8 +109,8 @@ class Optimizer(CheckedOptimizer):
 
     params: parameters or parameter groups, as everywhere in PyTorch;
     steppers: functions `stepper(p, grad, state, *, lr, …)`, called in order for each parameter with
-    a gradient; they change `p` and its `state` (a dict) in place and may return a gradient for those
-    after them. hypers: their keyword-only arguments; a tensor `[N]` gives each of N models along
+    a gradient; they change `p` and its `state` (a dict) in place, and may return a gradient for
+    the next. hypers: their keyword-only arguments; a tensor `[N]` gives each of N models along
     the first axis its own (torch's schedulers turn numbers and tensors without an axis).
     Raises `ValueError` for a hyperparameter that is missing, unknown or out of range,
     and for parameters that cannot be stepped.
