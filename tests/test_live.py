@@ -522,7 +522,7 @@ def test_words_whose_numbers_are_not_the_states_are_caught_by_driving_it(wrong):
     with pytest.raises(AssertionError, match="nowhere in the state"): drive(explore(f, words=wrong, lr=slider()))
 
 
-def test_the_balls_of_chapter_02_hold_over_the_whole_range():
+def test_the_walkers_of_chapter_02_hold_over_the_whole_range():
     for explorer in (parabola_explorer(), canyon_explorer()): assert len(drive(explorer)) > 12
     state, words = drive(explore(lambda n, on: {"n": n, "on": on}, n=(0, 5), on=True))[-1]
     assert state == {"n": 5, "on": False} and words == "n 5 · on False"

@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from course_lib.adam import adam_step, average_grad_slow, count_steps, lion_step, weight_decay
 from course_lib.data import TensorLoader
+from course_lib.momentum import (
+    average_grad, average_grad_dampened, l2_reg, momentum_step, nesterov_step)
+from course_lib.rmsprop import average_sqr_grad, rms_prop_step
 from course_lib.support.tensors import default_device
 from course_lib.figures.landscapes import outcome
 from course_lib.figures.sgd import canyon_explorer, parabola_explorer
-from course_lib.sgd import Optimizer, accuracy_of, batches, descend, sgd_step
-from course_lib.support.optimizer import add_scaled
+from course_lib.sgd import Optimizer, SmallOptimizer, accuracy_of, batches, descend, sgd_step
+from course_lib.support.optimizer import add_scaled, hyperparameters
 
 
 def heavy_ball(p, grad, state, *, lr, beta=.9):
@@ -52,6 +56,36 @@ def test_equals_torch_sgd(dtype, device, tolerance):
     theirs = train(theirs, torch.optim.SGD(theirs.parameters(), lr=.05))
     ours = train(ours, Optimizer(ours.parameters(), [sgd_step], lr=.05))
     for a, b in zip(ours, theirs): torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("steppers", [
+    [sgd_step], [heavy_ball], [halve, sgd_step], [l2_reg, sgd_step], [average_grad, momentum_step],
+    [average_grad, nesterov_step], [l2_reg, average_sqr_grad, rms_prop_step],
+    [average_grad_dampened, average_sqr_grad, count_steps, adam_step],
+    [weight_decay, average_grad_dampened, average_sqr_grad, count_steps, adam_step],
+    [weight_decay, lion_step, average_grad_slow]], ids=lambda steppers: steppers[-1].__name__)
+@pytest.mark.parametrize("hypers", [{"lr": .01, "sqr_beta": .99}, {"lr": .01, "beta": .8, "sqr_beta": .95, "weight_decay": .1}])
+def test_the_small_optimizer_takes_every_stepper_of_chapters_02_to_05(steppers, hypers):
+    "Bit for bit as `Optimizer`; it takes from the hyperparameters what its steppers know."
+    small, full = net(), net()
+    for model in (small, full): model[2].bias.requires_grad_(False)  # it never gets a gradient
+    known = {name for stepper in steppers for name in hyperparameters(stepper)}
+    hypers = {name: value for name, value in hypers.items() if name in known}
+    optimizer = SmallOptimizer(small.parameters(), steppers, **hypers)
+    for a, b in zip(train(small, optimizer, 10), train(full, Optimizer(full.parameters(), steppers, **hypers), 10)):
+        assert torch.equal(a, b)
+    assert small[2].bias not in optimizer.state
+
+
+def test_the_small_optimizer_drops_gradients():
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = SmallOptimizer([p], [sgd_step], lr=.5)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert p.tolist() == [.5, .5] and p.grad is None
+    optimizer.step()
+    assert p.tolist() == [.5, .5]
 
 
 def test_groups_closures_and_missing_gradients_equal_torchs():
@@ -323,7 +357,7 @@ def test_a_state_of_named_parameters_fits_where_names_are_missing():
     assert plain.param_groups[0]["lr"] == .1
 
 
-def test_the_outcome_is_a_word_for_what_the_ball_did():
+def test_the_outcome_is_a_word_for_what_the_walker_did():
     steps = np.arange(101)[:, None]
     for path, word in ((.99 ** steps, "crawls"), ((-.99) ** steps, "hops"),
                        (.99 ** steps * np.cos(.3 * steps), "swings"), (.5 ** steps, "lands"),

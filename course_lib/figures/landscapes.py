@@ -1,4 +1,4 @@
-"""Valleys and landscapes that several live figures share, and what becomes of a ball in them."""
+"""Valleys and landscapes that several live figures share, and what becomes of who goes down in them."""
 import math
 
 import numpy as np
@@ -8,7 +8,7 @@ from ..support.plots import COLORS, GHOST, INK, LABEL_BOX
 
 
 def outcome(path):
-    "What became of a ball: path `[n_steps + 1, directions]`, in coordinates whose lowest point is zero."
+    "What became of it: path `[n_steps + 1, directions]`, in coordinates whose lowest point is zero."
     start, end = np.abs(path[0]), path[-1]
     if not np.isfinite(end).all() or (np.abs(end) > start * (1 + 1e-9)).any(): return "flies out"
     if np.linalg.norm(end) < .01 * np.linalg.norm(start): return "lands"
@@ -32,18 +32,21 @@ def multiplies(path, factors):
 
 
 class CanyonView:
-    "A canyon ½ (x² + steepness · y²) seen from above, and a ball's path in it; `artists` are what moves."
-    def __init__(self, ax):
+    """A canyon ½ (x² + steepness · y²) seen from above, and a path in it; `artists` are what moves.
+
+    who: goes there, in the title: a "walker" without memory (plain SGD), a "ball" with mass (momentum).
+    """
+    def __init__(self, ax, who="ball"):
         ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 3), ylim=(-2, 2),
-               title="The ball, from above")
+               title=f"The {who}, from above")
         self.angle = np.linspace(0, 2 * math.pi, 80)
         self.rings = [ax.plot([], [], color=GHOST, ls="-", lw=1)[0] for _ in range(7)]
         [self.trail] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
-        [self.ball] = ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
+        [self.here] = ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
         [floor] = ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
         self.note = ax.text(.5, .95, "", transform=ax.transAxes, ha="center", va="top", color=INK, fontsize=12,
                             bbox=LABEL_BOX)
-        self.artists = [*self.rings, self.trail, self.ball, floor, self.note]
+        self.artists = [*self.rings, self.trail, self.here, floor, self.note]
 
     def draw(self, path, steepness):
         "path: `[n_steps + 1, 2]`, a numpy array."
@@ -52,7 +55,7 @@ class CanyonView:
                           level * np.sin(self.angle) * math.sqrt(2 / steepness))
         seen, (x, y) = np.clip(path, -50, 50), path[-1]
         self.trail.set_data(seen[:, 0], seen[:, 1])
-        self.ball.set_data(seen[-1:, 0], seen[-1:, 1])
+        self.here.set_data(seen[-1:, 0], seen[-1:, 1])
         self.note.set_text("" if abs(x) < 3 and abs(y) < 2 else f"far outside: y = {y:.2g}")
 
 

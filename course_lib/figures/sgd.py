@@ -25,7 +25,8 @@ class _RatePanels:
         factor_ax.set(xlabel="learning rate", ylabel="factor |1 − lr · curvature|", ylim=(0, 2),
                       xlim=(rates[0], rates[-1]), title="One step of plain SGD", xscale="log" if log else "linear")
         factor_ax.axhspan(1, 2, color="#F6E3DA", zorder=0)
-        factor_ax.text(.02, .98, "farther", transform=factor_ax.transAxes, va="top", color=INK, fontsize=11)
+        for y, word in ((.25, "nearer"), (.75, "farther")):  # outside, where no line comes
+            factor_ax.text(1.02, y, word, transform=factor_ax.transAxes, va="center", rotation=270, color=INK, fontsize=11)
         self.distances = [distance_ax.plot([], [], color=c, marker=m, ls="-", ms=4, label=n)[0]
                           for n, c, m in zip(names, colors, markers)]
         self.factors = [factor_ax.plot([], [], color=c, ls=s)[0] for c, s in zip(colors, ["-", "--"])]
@@ -69,7 +70,7 @@ def _sentence(lr, outcome, steps, end, limit, *factors):
 
 @styled
 def parabola_explorer(opt_func=plain_sgd):
-    """A ball on the parabola ½ · curvature · w², with sliders for learning rate, curvature and number of steps.
+    """A walker on the parabola ½ · curvature · w², with sliders for learning rate, curvature and number of steps.
 
     opt_func: lr -> (parameters -> optimizer), by default plain SGD.
     `.state`: lr, curvature, n_steps, w and loss at the end, outcome; of plain SGD
@@ -80,27 +81,27 @@ def parabola_explorer(opt_func=plain_sgd):
     panels = _RatePanels(distance_ax, factor_ax, ["w"], np.linspace(.01, 2.5, 400), "curvature")
     w = np.linspace(-5, 5, 200)
     valley_ax.set(xlabel="weight w", ylabel="loss ½ · curvature · w²", xlim=(-5, 5), ylim=(-.7, 13),
-                  title="The ball")
+                  title="The walker")
     [valley] = valley_ax.plot([], [], color=GHOST, ls="-", lw=2.5)
     [trail] = valley_ax.plot([], [], color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
-    [ball] = valley_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
+    [walker] = valley_ax.plot([], [], color=COLORS["orange"], marker="o", ms=14, mec="white", ls="", zorder=5)
     note = valley_ax.text(.5, .93, "", transform=valley_ax.transAxes, ha="center", va="top", color=INK, fontsize=12,
                           bbox=LABEL_BOX)
-    live = LiveFigure(fig, [valley, trail, ball, note, *panels.artists],
-                      alt="Left: a ball and its path on a parabola. "
+    live = LiveFigure(fig, [valley, trail, walker, note, *panels.artists],
+                      alt="Left: a walker and the path behind it on a parabola. "
                           "Middle: its distance from the lowest point after each step. "
                           "Right: what a step does to that distance, against the learning rate; "
                           "beyond 2 / curvature it grows.")
     start = torch.tensor([-2.5], dtype=torch.float64)
 
-    def roll(lr, curvature, n_steps):
+    def go(lr, curvature, n_steps):
         path = finite_path(descend(start, lambda w: curvature * w, opt_func(lr), n_steps))[:, 0]
         end = float(path[-1])
         loss = curvature * end * end / 2
         seen = np.clip(path, -50, 50)
         valley.set_data(w, curvature * w ** 2 / 2)
         trail.set_data(seen, np.minimum(curvature * seen ** 2 / 2, 100))
-        ball.set_data(seen[-1:], np.minimum(curvature * seen[-1:] ** 2 / 2, 100))
+        walker.set_data(seen[-1:], np.minimum(curvature * seen[-1:] ** 2 / 2, 100))
         note.set_text("" if abs(end) < 5 and loss < 13 else f"far outside: w = {end:.2g}")
         if panels.draw(lr, [curvature], path[:, None]): live.invalidate()
         factor = 1 - lr * curvature
@@ -113,7 +114,7 @@ def parabola_explorer(opt_func=plain_sgd):
         end = f"w = {s['w']:.3g}"
         return _sentence(f"{s['lr']:.2f}", s["outcome"], s["n_steps"], end, s["largest_stable_lr"], *factors)
 
-    return explore(roll, live, words=words,
+    return explore(go, live, words=words,
                    caption="Live figure. Move lr with the mouse, or click the slider and hold an arrow key: "
                            "from crawling to flying out. Where does the border go when you change the curvature?",
                    lr=widgets.FloatSlider(1.8, min=.01, max=2.5, step=.01),
@@ -123,7 +124,7 @@ def parabola_explorer(opt_func=plain_sgd):
 
 @styled
 def canyon_explorer(opt_func=plain_sgd):
-    """A ball in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
+    """A walker in the canyon ½ (x² + steepness · y²), with sliders for learning rate, steepness and number of steps.
 
     opt_func: lr -> (parameters -> optimizer), by default plain SGD.
     `.state`: lr, steepness, n_steps, x, y and loss at the end, outcome; of plain SGD
@@ -134,15 +135,15 @@ def canyon_explorer(opt_func=plain_sgd):
     canyon_ax, distance_ax, factor_ax = fig.subplots(1, 3)
     panels = _RatePanels(distance_ax, factor_ax, ["along (x)", "across (y)"], np.geomspace(.003, 1.5, 400),
                          "steepness", log=True)
-    view = CanyonView(canyon_ax)
+    view = CanyonView(canyon_ax, who="walker")
     live = LiveFigure(fig, [*view.artists, *panels.artists],
-                      alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
+                      alt="Left: a walker's path seen from above, in a canyon drawn as rings of equal loss. "
                           "Middle: its distance from the lowest point, along and across. "
                           "Right: what a step does to each of them, against the learning rate; "
                           "the steep direction sets the largest stable rate.")
     start = torch.tensor([-2.5, 1.], dtype=torch.float64)
 
-    def roll(lr, steepness, n_steps):
+    def go(lr, steepness, n_steps):
         curvatures = torch.tensor([1., steepness], dtype=torch.float64)
         path = finite_path(descend(start, lambda point: curvatures * point, opt_func(lr), n_steps))
         x, y = path[-1].tolist()
@@ -159,12 +160,12 @@ def canyon_explorer(opt_func=plain_sgd):
         end = f"x = {s['x']:.3g} and y = {s['y']:.3g}"
         return _sentence(f"{s['lr']:.3f}", s["outcome"], s["n_steps"], end, s["largest_stable_lr"], *factors)
 
-    return explore(roll, live, words=words,
+    return explore(go, live, words=words,
                    caption="Live figure. The dotted line on the right is the speed limit that the walls set. "
-                           "Which is the steepest canyon in which the ball still lands in fifty steps?",
+                           "Which is the steepest canyon in which the walker still lands in fifty steps?",
                    lr=widgets.FloatLogSlider(10 ** -1.05, base=10, min=-2.5, max=.15, step=.01, readout_format=".3f"),
                    steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
-                   n_steps=widgets.IntSlider(50, min=5, max=200, step=5, description="steps"))
+                   n_steps=widgets.IntSlider(25, min=5, max=200, step=5, description="steps"))
 
 
 @styled

@@ -182,7 +182,7 @@ def test_the_chapter_runs_without_an_error(chapter):
     runs_without_an_error(chapter)
 
 
-def test_the_ball_flies_out_by_keyboard(chapter):
+def test_the_walker_flies_out_by_keyboard(chapter):
     figure = explorer(chapter, "curvature")
     says(figure, "lr 1.80 hops")  # what the chapter's own cells left behind
     press(chapter, figure, "lr", "ArrowLeft", 30)
