@@ -24,7 +24,9 @@ def activations_explorer(train, n_steps=60, n_layers=10):
     train: a `TensorLoader`. `.state`: lr, step; of each of the two loss_…, first_… and last_…: the newest batch's
     loss, and the standard deviations in the first and in the last layer.
     """
-    layers, span, n_bins = sorted({round(i) for i in np.linspace(1, n_layers, 5)}), (-3, 3), 41
+    layers, n_bins = sorted({round(i) for i in np.linspace(1, n_layers, 5)}), 41
+    stretched = lambda value: math.asinh(value / .05)  # even around zero, logarithmic far out: narrow layers differ too
+    span, ticks = (-stretched(3), stretched(3)), (-1, -.1, 0, .1, 1)
     fig = Figure(figsize=(12, 5))
     axes, images = fig.subplots(2, len(layers), sharex=True, sharey=True, squeeze=False), []
     for i, ax in enumerate(axes.flat):
@@ -32,7 +34,9 @@ def activations_explorer(train, n_steps=60, n_layers=10):
         if i < len(layers): ax.set_title(f"layer {layers[i]}", fontsize=11)
         images.append(ax.imshow(np.zeros((n_bins, n_steps)), origin="lower", aspect="auto", cmap="Blues",
                                 vmin=0, vmax=8, extent=(0, n_steps, *span)))
-    for ax, name in zip(axes[:, 0], ("plain", "batchnorm")): ax.set_ylabel(name)
+    for ax, name in zip(axes[:, 0], ("plain", "batchnorm")):
+        ax.set_ylabel(name)
+        ax.set_yticks([stretched(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
     fig.supxlabel("training batch")
     fig.supylabel("value before the ReLU")
     live = LiveFigure(fig, images, alt="Two rows of panels, plain above and batchnorm below, one panel for each of "
@@ -62,7 +66,7 @@ def activations_explorer(train, n_steps=60, n_layers=10):
             sum(losses).backward()
             for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
             for (row, column), x in inputs.items():
-                counts[row, column, :, step] = torch.histc(x.float(), n_bins, *span).cpu()
+                counts[row, column, :, step] = torch.histc((x.float() / .05).asinh(), n_bins, *span).cpu()
             step += 1
             if perf_counter() - since >= SLICE_S:
                 yield state(losses)

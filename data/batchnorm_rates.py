@@ -1,0 +1,55 @@
+"""Which rates train the ConvNet of chapter 10, with and without batchnorm? Writes data/results/batchnorm_rates.json.
+
+    python data/batchnorm_rates.py          about twelve minutes on two cores; MNIST must be on disk
+
+Ten seeds draw the initial weights; all networks see the same 280 batches of 64, and each is judged on 1,000 images that
+it has not seen, with running statistics of its own.
+"""
+import json
+import platform
+import time
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from course_lib import SGD, BatchNorm2d, TensorLoader, digits, mnist, sweep
+from course_lib.batchnorm import ConvNet
+from course_lib.sgd import accuracy_of
+from course_lib.support.files import write_whole
+
+RATES, SEEDS, N_STEPS, WIDTHS = [.004, .016, .06, .25, .6], range(10), 280, (8, 16, 32, 64)
+
+
+def accuracies(dls, norm, rates=RATES, seeds=SEEDS):
+    "Validation accuracy, a list for each rate with a number for each seed."
+    train = TensorLoader(dls.train.x, dls.train.y, 64, shuffle=True, drop_last=True, seed=1)
+    model = ConvNet(norm, WIDTHS).to(train.x.device)
+    grid = {"lr": torch.tensor(rates), "seed": seeds}
+    result, shares = sweep(model, F.cross_entropy, partial(SGD, momentum=.9), train, N_STEPS, grid), []
+    for i in range(len(rates)):
+        shares.append([])
+        for j in range(len(seeds)):
+            model.load_state_dict(result.params(i, j))
+            shares[-1].append(round(accuracy_of(model.eval(), dls.valid), 5))
+    return shares
+
+
+def main():
+    start, found = time.perf_counter(), {}
+    for name, data in {"mnist": mnist, "digits": digits}.items():
+        sizes = {"n_train": 12_000, "n_valid": 1_000} if name == "mnist" else {}
+        dls = data(device="cpu", batch_size=64, **sizes)
+        found[name] = {kind: accuracies(dls, norm) for kind, norm in (("plain", None), ("batchnorm", BatchNorm2d))}
+        for kind, shares in found[name].items():
+            print(name, kind, [round(sum(share) / len(share), 4) for share in shares], flush=True)
+    made = (f"data/batchnorm_rates.py on {platform.machine()}, {torch.get_num_threads()} threads, Python "
+            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; seeds "
+            f"{SEEDS[0]} to {SEEDS[-1]}; {(time.perf_counter() - start) / 60:.0f} minutes")
+    path = Path(__file__).parent / "results" / "batchnorm_rates.json"
+    write_whole(path, (json.dumps({"made": made, "rates": RATES, **found}, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__": main()
