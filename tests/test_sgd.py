@@ -64,7 +64,8 @@ def test_equals_torch_sgd(dtype, device, tolerance):
     [average_grad_dampened, average_sqr_grad, count_steps, adam_step],
     [weight_decay, average_grad_dampened, average_sqr_grad, count_steps, adam_step],
     [weight_decay, lion_step, average_grad_slow]], ids=lambda steppers: steppers[-1].__name__)
-@pytest.mark.parametrize("hypers", [{"lr": .01, "sqr_beta": .99}, {"lr": .01, "beta": .8, "sqr_beta": .95, "weight_decay": .1}])
+@pytest.mark.parametrize("hypers", [{"lr": .01, "sqr_beta": .99},
+                                    {"lr": .01, "beta": .8, "sqr_beta": .95, "weight_decay": .1}])
 def test_the_small_optimizer_takes_every_stepper_of_chapters_02_to_05(steppers, hypers):
     "Bit for bit as `Optimizer`; it takes from the hyperparameters what its steppers know."
     small, full = net(), net()
