@@ -49,8 +49,8 @@ class _RatePanels:
         self.limit.set_xdata([limit, limit])
         left, right = self.factor_ax.bbox.intervalx
         in_the_left_half = self.factor_ax.transData.transform((limit, 0))[0] < (left + right) / 2
-        self.limit_text.set(text=f" 2 / {self.steepest} \n = {limit:.3g} ", x=limit,
-                            ha="left" if in_the_left_half else "right")
+        self.limit_text.set(text=f" 2 / {self.steepest} \n = {limit:.3g} ", x=limit,  # on the side without a curve
+                            y=.08 if in_the_left_half else 1.6, ha="left" if in_the_left_half else "right")
         resized = self.distance_ax.get_xlim()[1] != steps[-1]
         if resized: self.distance_ax.set_xlim(0, steps[-1])
         return resized

@@ -191,6 +191,7 @@ def test_the_walker_flies_out_by_keyboard(chapter):
     says(figure, "lr 2.10 flies out")
     says(figure, "Largest stable rate of plain SGD: 2.")
     assert figure.locator(".explorer-error").inner_text() == ""
+    figure.evaluate("figure => figure.scrollIntoView()")  # with the words below it
     screenshot(chapter, "SCREENSHOT")
     figure.get_by_role("button", name="Reset").click()
     says(figure, "lr 1.80 hops")
