@@ -542,7 +542,8 @@ def test_the_activations_figure_says_and_shows_what_the_layers_give():
             assert values == pytest.approx([loss, spreads[0], spreads[-1]], rel=.01)
             for layer, x in enumerate(inputs):  # darker, the more values are in a bin
                 column = np.expm1(explorer.figure.artists[row * 5 + layer].get_array()[:, 3])
-                counts = np.histogram(np.arcsinh(x / .05), 41, (-np.arcsinh(60), np.arcsinh(60)))[0]  # the axis is stretched
+                stretched, end = np.arcsinh(x.numpy() / .05), np.arcsinh(60)  # as the axis is
+                counts = np.histogram(stretched, 41, (-end, end))[0]
                 assert np.abs(column - counts).sum() <= .02 * counts.sum()  # rounding moves some to the next bin
     rates = [state["lr"] for state, _ in results]
     assert min(rates) == pytest.approx(1e-3) and max(rates) == pytest.approx(10) and len({*rates}) >= 5
