@@ -53,7 +53,7 @@ def sgd_step(p, grad, state, *, lr):
 
 # %% ../nbs/02_sgd.ipynb #b3a964e4
 class SmallOptimizer:
-    "An optimizer in ten lines: for each parameter that has a gradient, its steppers in order."
+    "A whole optimizer: for each parameter that has a gradient, its steppers in order."
     def __init__(self, params, steppers, **hypers):
         self.params, self.state = list(params), defaultdict(dict)
         self.steppers = [(stepper, {name: hypers[name] for name in hyperparameters(stepper)
