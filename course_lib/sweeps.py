@@ -11,45 +11,42 @@ from torch import nn
 
 from .support.arguments import a_function, a_loader, a_module, above_0, checked
 from .support.checks import whole_number
-from .support.ensemble import EnsembleBase, SweepBase, is_mlp, isolated, losses_of_all, set_hypers
+from .support.ensemble import (
+    ALL_LOST, EnsembleBase, SweepBase, isolated, kept, learned, losses_of_all, set_hypers)
 
 # %% ../nbs/09_sweeps.ipynb #607a0799
 def mlp_preds(model, params, xb):
-    "Predictions `[N, B, out]` of N networks of linear layers and activations; params: name -> `[N, ...]`."
+    "Predictions `[N, B, out]` of N such networks; params: name -> `[N, ...]`."
     x = xb.flatten(1).mT                                        # [in, B]: the same images for all
     for name, layer in model._modules.items():
         if isinstance(layer, nn.Linear):
             weight, bias = params[f"{name}.weight"], params.get(f"{name}.bias")
             if x.ndim == 3: x = weight @ x                      # N products
-            else: x = (weight.flatten(0, 1) @ x).unflatten(0, (len(weight), -1))        # one wide product
+            else:                                               # one wide product
+                x = (weight.flatten(0, 1) @ x).unflatten(0, (len(weight), -1))
             if bias is not None: x = x + bias.unsqueeze(2)      # [N, out, B]
         elif not isinstance(layer, nn.Flatten): x = layer(x)
     return x.mT
 
 # %% ../nbs/09_sweeps.ipynb #5da5eed5
 class Ensemble(EnsembleBase):
-    """N copies of a model that train at once, on the same batches, each with hyperparameters of its own.
+    """N copies of a model that train at once, on the same batches, each with hypers of its own.
 
-    model: an `nn.Module`, in the mode that it is in; loss_func: `(pred, targets) -> mean over the batch`;
-    opt_func: parameters -> `Optimizer`; hypers: name -> tensor `[N]`; the seed is that of random layers.
-    `seed` among the hypers: each model starts from weights that its own seed draws, by `init(model)`.
-    Raises `ValueError` for an optimizer that has no such hyperparameters.
+    hypers: name -> tensor `[N]`; a `seed` among them draws each model's weights, by `init(model)`.
+    The rest as in `sweep`. Raises `ValueError` for an optimizer without such hyperparameters.
     """
     def __init__(self, model, loss_func, opt_func, hypers, seed=0, init=None):
         n, hypers = len(next(iter(hypers.values()))), dict(hypers)
-        stacked = lambda tensor: tensor.detach().expand(n, *tensor.shape).clone()
-        self.params = {name: nn.Parameter(stacked(p)) for name, p in model.named_parameters() if p.requires_grad}
-        self.buffers = {name: stacked(b) for name, b in model.named_buffers() if b.is_floating_point()}
+        copies = lambda tensor: tensor.detach().expand(n, *tensor.shape).clone()
+        self.params = {name: nn.Parameter(copies(p)) for name, p in learned(model)}
+        self.buffers = {name: copies(b) for name, b in kept(model)}
         super().__init__(model, seed, hypers.pop("seed", None), init)
         self.loss_func, self.opt = loss_func, opt_func(list(self.params.values()))
-        set_hypers(self.opt, hypers)                                    # N values where a number stood
-        self.is_mlp = is_mlp(self.model)
-        self.vmapped = torch.vmap(self.pred_of_one, in_dims=(0, 0, None), randomness="same")
+        set_hypers(self.opt, hypers)                            # N values where a number stood
 
     def preds(self, xb):
-        "Predictions `[N, B, ...]`: by the wide product where that can be, else by vmap."
-        if self.is_mlp and (xb.ndim == 2 or isinstance(self.model[0], nn.Flatten)):
-            return mlp_preds(self.model, self.params, xb)
+        "Predictions `[N, B, ...]`."
+        if self.takes_wide_product(xb): return mlp_preds(self.model, self.params, xb)
         return self.vmapped(self.params, self.buffers, xb)
 
     @isolated
@@ -65,71 +62,45 @@ class Ensemble(EnsembleBase):
 class Sweep(SweepBase):
     """What became of a grid of models; `sweep` makes it, and tells the arguments.
 
-    `.names`: the grid's hyperparameters, one for each axis; `.values`: their values, tensors `[L]`, on the CPU;
-    `.loss`: `[*grid, n_steps]`, the training loss of each batch before its step, NaN where there was none yet;
+    `.names`: the grid's hyperparameters, an axis for each; `.values`: values `[L]`, on the CPU;
+    `.loss`: `[*grid, n_steps]`, the training loss before each step, NaN where there was none yet;
     `.final()`: `[*grid]`, the mean of the last tenth; `.diverged`: `[*grid]`, bool.
     """
     def ensemble(self, hypers):
         return Ensemble(self.model, self.loss_func, self.opt_func, hypers, self.seed, self.init)
 
-    def steps(self):
-        "A generator that trains: it yields the number of each step once that is done (in every slice anew)."
-        for chunks in self.slices: yield from self.train(chunks, self.n_steps)
-
     def train(self, chunks, n_steps):
-        "Train the points in these `slice`s of the list of all, each an ensemble; a generator of the steps done."
-        self.ensembles = {}                                             # those of another slice make room
-        for chunk in chunks:
-            self.ensembles[chunk.start] = self.ensemble({name: values[chunk] for name, values in self.hypers.items()})
+        "Train the points in these `slice`s of the list, an ensemble each; yields each step done."
+        self.ensembles = {chunk.start: self.ensemble(self.hypers_of(chunk)) for chunk in chunks}
         for step, (xb, yb) in enumerate(self.batches(n_steps)):
             for chunk in chunks:
                 self._loss[chunk, step] = self.ensembles[chunk.start].step(xb, yb)
                 self._done[chunk] = step + 1
             yield step
 
-    @property
-    def loss(self): return self.on_grid(self._loss)
-
     def best(self, n_last=None):
-        "The index of the point whose `final` loss is lowest, a tuple; `ValueError` if all are lost."
+        "The index of the point of lowest `final` loss, a tuple; `ValueError` if all are lost."
         final = self.final(n_last)
-        if not final.isfinite().any():
-            raise ValueError("No point has a finite loss: all have blown up, or none was trained.")
+        if not final.isfinite().any(): raise ValueError(ALL_LOST)
         return tuple(int(i) for i in torch.unravel_index(final.argmin(), self.shape))
-
-    def at(self, *index):
-        "The hyperparameters of a point: name -> number."
-        self.point(index)
-        return {name: values[i].item() for name, values, i in zip(self.names, self.values, index)}
-
-    def params(self, *index):
-        """A state dict of a trained model, buffers included, for `model.load_state_dict`.
-
-        If the grid did not fit into memory at once, the slice that it was in may have to be trained again.
-        """
-        i = self.point(index)
-        chunks, chunk = self.where(i)
-        if chunk.start not in self.ensembles:
-            for _ in self.train(chunks, int(self._done[i])): pass
-        return self.ensembles[chunk.start].state_dict(i - chunk.start)
 
 # %% ../nbs/09_sweeps.ipynb #34c1ba5f
 @checked(model=a_module, loss_func=a_function, opt_func=a_function, dl=a_loader, seed=whole_number,
          on_step=a_function, max_bytes=above_0, init=a_function)
-def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, max_bytes=None, init=None):
-    """Train one model for each point of a grid of hyperparameters, all at once, on the model's device.
+def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, max_bytes=None,
+          init=None):
+    """Train one model for each point of a grid of hyperparameters, all at once, on its device.
 
     model: every point starts from its weights and buffers, in its mode; it is not changed;
-    loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`, whose hyperparameters
-    the grid's replace; dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
-    grid: name -> values `[L]`, an axis for each. An axis `seed` makes comparisons paired: each of its values draws
-    the weights anew (on the CPU, by every layer's `reset_parameters` or by `init(model)`, in place) and the masks
-    of random layers, the same for all other axes; seed: that of random layers where there is no such axis. On a
-    CPU masks are those of a model alone, but for dropout of tensors that do not lie row by row (transposed, say);
-    on_step: called as `on_step(step, loss)` with a view of the losses so far `[*grid, n_steps]`; a true return stops;
-    max_bytes: memory to use, by default half of what is free; a grid that needs more is trained in slices.
-    Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not even one model fits;
-    warns where random layers draw otherwise than alone.
+    loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`;
+    dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
+    grid: name of a hyperparameter -> values `[L]`, an axis each. A `seed` pairs runs: each value draws
+    weights (on the CPU, by `reset_parameters` or `init(model)`) and masks of random layers, the same
+    for all other axes; seed: that of random layers without it;
+    on_step: called as `on_step(step, loss)` with the losses so far `[*grid, n_steps]`; True stops;
+    max_bytes: memory to use, by default half of what is free; more is trained in slices.
+    Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not one
+    model fits; warns where random layers draw otherwise than alone (transposed dropout).
     """
     result = Sweep(model, loss_func, opt_func, dl, n_steps, grid, seed, max_bytes, init)
     for step in result.steps():

@@ -76,6 +76,20 @@ def round_limits(low, high):
     return max(low, high / 1000), max(high, 2 * low)
 
 
+def draw_map(ax, result, betas, colors):
+    "A sweep over rates and betas as a map: its losses, what diverged, the middle of the good rates; returns the mesh."
+    lost, rates = result.diverged.cpu(), result.values[0]
+    ax.grid(False)
+    mesh = ax.pcolormesh(rates, 1 - betas, result.final().cpu().masked_fill(lost, math.nan).T, norm=colors,
+                         cmap="viridis", shading="nearest")
+    rows, columns = torch.nonzero(lost, as_tuple=True)
+    ax.plot(rates[rows], (1 - betas)[columns], color=GHOST, marker="x", ls="", label="diverged")
+    ax.plot(result.ridge(), 1 - betas, color=COLORS["orange"], marker="o", mec="white", lw=2,
+            label="middle of the good rates")
+    ax.set(xscale="log", yscale="log", xlabel="learning rate")
+    return mesh
+
+
 class SweepExplorer(Explorer):
     """A map of learning rate × a second hyperparameter, trained anew at every move, and the curve of a cell.
 

@@ -169,6 +169,14 @@ def reset_parameters(model):
         module.reset_parameters()
 
 
+def learned(model): return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def kept(model):
+    "A module's tensors that are not trained, such as running averages; whole numbers are the same for all models."
+    return [(name, b) for name, b in model.named_buffers() if b.is_floating_point()]
+
+
 def isolated(step):
     """A decorator for `step(ensemble, xb, yb)`: random numbers of the ensemble's own, gradients wanted whatever the
     caller wants, on a GPU as a CUDA graph, unwound after Ctrl-C.
@@ -204,6 +212,12 @@ class EnsembleBase:
         self.keys = {key: own[id(value)] for key, value in model.state_dict(keep_vars=True).items() if id(value) in own}
         stacked = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) in own]
         self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in stacked})  # these are not needed again
+        self.is_mlp = is_mlp(self.model)
+        self.vmapped = torch.vmap(self.pred_of_one, in_dims=(0, 0, None), randomness="same")
+
+    def takes_wide_product(self, xb):
+        "Is the model linear layers with activations between them, and are the inputs flat once they reach the first?"
+        return self.is_mlp and (xb.ndim == 2 or isinstance(self.model[0], nn.Flatten))
 
     @torch.no_grad()
     def _start_from(self, model, seeds, init):
@@ -232,6 +246,7 @@ class EnsembleBase:
 
 # A grid of models
 
+ALL_LOST = "No point has a finite loss: all have blown up, or none was trained."
 ENDED = "Take fewer steps, or a loader that can start again (a list, a DataLoader)."
 CHUNK_BYTES = 12 * 2 ** 20  # of a layer's weights in one ensemble on a CPU
 
@@ -334,7 +349,8 @@ def cut(n, lasting, passing, max_bytes, at_once, n_parts=1):
 class SweepBase:
     """What `Sweep` inherits: arguments checked, a trial step, memory reckoned, batches, and what the losses say.
 
-    Wants `ensemble(hypers)`, which makes models that `step(xb, yb)` all at once. Arguments and errors as in `sweep`.
+    Wants `ensemble(hypers)`, which makes models that `step(xb, yb)` all at once, and `train(chunks, n_steps)`.
+    Arguments and errors as in `sweep`.
     """
     def __init__(self, model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None, init=None):
         self.model, self.loss_func, self.opt_func, self.seed = copy.deepcopy(model), loss_func, opt_func, seed
@@ -474,7 +490,32 @@ class SweepBase:
                     raise ValueError(f"The loader ended after {done} of {n_steps} batches, and has no more. {ENDED}")
         finally: set_loader_state(holder, state)
 
+    def steps(self):
+        "A generator that trains: it yields the number of each step once that is done (in every slice anew)."
+        for chunks in self.slices: yield from self.train(chunks, self.n_steps)
+
+    def hypers_of(self, chunk): return {name: values[chunk] for name, values in self.hypers.items()}
+
     # What has come of it
+
+    @property
+    def loss(self): return self.on_grid(self._loss)
+
+    def at(self, *index):
+        "The hyperparameters of a point: name -> number."
+        self.point(index)
+        return {name: values[i].item() for name, values, i in zip(self.names, self.values, index)}
+
+    def params(self, *index):
+        """A state dict of a trained model, buffers included, for `model.load_state_dict`.
+
+        If the grid did not fit into memory at once, the slice that it was in may have to be trained again.
+        """
+        i = self.point(index)
+        chunks, chunk = self.where(i)
+        if chunk.start not in self.ensembles:
+            for _ in self.train(chunks, int(self._done[i])): pass
+        return self.ensembles[chunk.start].state_dict(i - chunk.start)
 
     def on_grid(self, values):
         "Values of the list of all points, `[n, ...]`, as `[*grid, ...]`; a view."
