@@ -139,7 +139,7 @@ def test_the_race_takes_the_readers_own_contenders():
 
     explorer = race_explorer({"SGD": CONTENDERS["SGD"], "mine": [stay]})
     assert explorer.state["leader"] == "SGD" and "AdamW" not in explorer._line.value
-    assert (explorer.state["mine"]["x"], explorer.state["mine"]["y"]) == tuple(LANDSCAPES["canyon"].start.tolist())
+    assert (explorer.state["mine"]["x"], explorer.state["mine"]["y"]) == tuple(LANDSCAPES["slanted canyon"].start.tolist())
 
 
 @pytest.mark.parametrize("n, noun, words", [(1, "step", "1 step"), (0, "step", "0 steps"), (2, "batch", "2 batches"),
