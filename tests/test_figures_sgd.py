@@ -139,7 +139,20 @@ def test_the_race_takes_the_readers_own_contenders():
 
     explorer = race_explorer({"SGD": CONTENDERS["SGD"], "mine": [stay]})
     assert explorer.state["leader"] == "SGD" and "AdamW" not in explorer._line.value
-    assert (explorer.state["mine"]["x"], explorer.state["mine"]["y"]) == tuple(LANDSCAPES["canyon"].start.tolist())
+    place, start = explorer.state["mine"], LANDSCAPES["slanted canyon"].start.tolist()
+    assert [place["x"], place["y"]] == start
+
+
+def test_the_race_opens_where_its_point_is_seen():
+    "Momentum and RMSProp each see half of the problem, and Adam arrives; nobody and nothing is hidden."
+    explorer = race_explorer()
+    height = {name: explorer.state[name]["height"] for name in THEIR_NAMES}
+    assert height["Adam"] < 1e-4 * min(height["momentum"], height["RMSProp"])
+    assert max(height["momentum"], height["RMSProp"]) < height["SGD"] / 10
+    map_ax, _ = explorer.figure.fig.axes
+    ends = {line.get_marker(): line for line in map_ax.lines if line.get_linestyle() == "None"}
+    assert ends["*"].get_zorder() > max(ends[marker].get_zorder() for marker in "osD^v" if marker != "o")
+    assert ends["*"].get_markerfacecolor() == "none" and ends["v"].get_markersize() < ends["^"].get_markersize()
 
 
 @pytest.mark.parametrize("n, noun, words", [(1, "step", "1 step"), (0, "step", "0 steps"), (2, "batch", "2 batches"),

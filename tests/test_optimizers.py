@@ -834,7 +834,7 @@ def test_race_explorer_shows_torchs_runs():
             assert heights[state["leader"]] <= min(heights.values()) + 1e-9
 
 
-@pytest.mark.parametrize("name", ["canyon", "Rosenbrock's valley"])
+@pytest.mark.parametrize("name", ["slanted canyon", "canyon", "Rosenbrock's valley"])
 def test_the_race_is_run_at_the_best_rates(name):
     "The lowest end of a grid of rates, among the paths that stay in the window."
     landscape = LANDSCAPES[name]
