@@ -57,7 +57,7 @@ def momentum(s):
 
 
 def rmsprop(s):
-    return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.1g}: after 200 steps {s['left_along']:.2%} of "
+    return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.2g}: after 200 steps {s['left_along']:.2%} of "
             f"the way along and {s['left_across']:.2%} across are left (SGD: {s['sgd_left']:.0%} along). "
             f"The first step was {s['first_step']:.3g} long.")
 
