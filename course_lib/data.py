@@ -139,8 +139,8 @@ def digits(device=None, batch_size=128, n_train=None, n_valid=None, transform=No
 
 # %% ../nbs/01_data.ipynb #4f85be10
 def course_data(root=None, **options):
-    """`mnist(root, **options)` where that is on disk or can be downloaded, else `digits(**options)`;
-    prints which, and why.
+    """`mnist(root, **options)` where that is on disk or can be downloaded,
+    else `digits(**options)`; prints which, and why.
 
     Only absence falls back: a damaged file raises `DamagedFileError`. Where `n_train` or `n_valid`
     ask for more digits than there are, the fallback gives what there is.
