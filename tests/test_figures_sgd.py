@@ -151,7 +151,7 @@ def test_the_race_opens_where_its_point_is_seen():
     assert max(height["momentum"], height["RMSProp"]) < height["SGD"] / 10
     map_ax, _ = explorer.figure.fig.axes
     ends = {line.get_marker(): line for line in map_ax.lines if line.get_linestyle() == "None"}
-    assert ends["*"].get_zorder() > max(ends[marker].get_zorder() for marker in "osD^v" if marker != "o")
+    assert ends["*"].get_zorder() > max(ends[marker].get_zorder() for marker in "sD^v")
     assert ends["*"].get_markerfacecolor() == "none" and ends["v"].get_markersize() < ends["^"].get_markersize()
 
 
