@@ -2,10 +2,14 @@
 
     python data/strides.py          some minutes on one core; MNIST must be on disk
 
-First the next word by relatives of RMSProp: with one stride for each layer or each word, with the average of absolute
-values in place of squares, and AdaGrad. (RMSProp itself is in data/results/two_networks.json, for the same seeds and
-batches.) Then the small net on images, by SGD and by RMSProp. Each tries nine rates over two seeds; at its best one,
-ten other seeds say how it does. A loss is the mean of the last 30 of 300 steps.
+The next word by relatives of RMSProp: with one stride for each layer or each row of a matrix, with the average of
+absolute values in place of squares, and AdaGrad. (RMSProp itself is in data/results/two_networks.json, for the same
+seeds and batches.) The small net on images, by SGD and by RMSProp. Each tries nine rates over two seeds; at its best
+one, ten other seeds say how it does. A loss is the mean of the last 30 of 300 steps, except for
+- "first reading": the mean of steps 201 to 230, the last ones in which all of the text is new, at the rates of
+  two_networks.json;
+- "unread text": that of the last tenth of the text, after 300 steps on the rest; once at rates tuned on that
+  ("tuned"), and once at those of two_networks.json ("as before").
 """
 import json
 import platform
@@ -20,8 +24,9 @@ import torch.nn.functional as F
 from course_lib import SGD, RMSProp, digits, mnist, sweep
 from course_lib.data import TensorLoader
 from course_lib.rmsprop import rms_prop_step
-from course_lib.sgd import SmallOptimizer, next_word, small_net, train
+from course_lib.sgd import SmallOptimizer, Task, next_word, small_net, train
 from course_lib.support.files import write_whole
+from course_lib.support.results import results
 
 N_STEPS, TRY_SEEDS, SEEDS = 300, range(2), range(10, 20)
 
@@ -52,6 +57,24 @@ def next_word_by(steppers, lrs, seeds):
                         for lr in lrs])
 
 
+def first_reading(opt_func, lr):
+    "The losses of steps 201 to 230, `[seeds]`; the 231st batch begins the text anew."
+    assert len(next_word().loader) == 230
+    return [round(train(next_word(seed=seed), partial(opt_func, lr=lr), 230)[-30:].mean().item(), 5) for seed in SEEDS]
+
+
+def unread(opt_func, lrs, seeds):
+    "Losses `[lrs, seeds]` of the last tenth of the text after 300 steps on the rest."
+    def one(lr, seed):
+        model, loader, loss_func = next_word(seed=seed)
+        x, y = loader.x, loader.y
+        n = len(y) * 9 // 10
+        rest = TensorLoader(x[:n], y[:n], 256, shuffle=True, drop_last=True)
+        train(Task(model, rest, loss_func), partial(opt_func, lr=lr), N_STEPS)
+        with torch.no_grad(): return loss_func(model(x[n + 3:]), y[n + 3:])  # no word of these windows was a target
+    return torch.stack([torch.stack([one(lr, seed) for seed in seeds]) for lr in lrs])
+
+
 def small_net_with(opt_func, train_set, lrs, seeds):
     "Final losses `[lrs, seeds]`."
     loader = TensorLoader(train_set.x, train_set.y, 64, shuffle=True, drop_last=True, seed=1)
@@ -76,6 +99,14 @@ def main():
     start, found = time.perf_counter(), {}
     found["next word"] = {name: measure(partial(next_word_by, steppers), exponents)
                           for name, (steppers, exponents) in RELATIVES.items()}
+    best = {name: (opt_func, results("two_networks")["next word"][name]["lr"])
+            for name, opt_func in (("SGD", SGD), ("RMSProp", RMSProp))}
+    found["first reading"] = {name: first_reading(*how) for name, how in best.items()}
+    found["unread text"] = {
+        "tuned": {name: measure(partial(unread, opt_func), exponents)
+                  for name, opt_func, exponents in (("SGD", SGD, (-1, 1.5)), ("RMSProp", RMSProp, (-4, -1.5)))},
+        "as before": {name: [round(loss, 5) for loss in unread(opt_func, [lr], SEEDS)[0].tolist()]
+                      for name, (opt_func, lr) in best.items()}}
     for data_name, data in (("mnist", mnist(device="cpu")), ("digits", digits(device="cpu"))):
         found[f"small net of {data_name}"] = {
             name: measure(partial(small_net_with, opt_func, data.train), exponents)
