@@ -9,8 +9,9 @@ __all__ = ['TensorLoader', 'DataLoaders', 'affine_maps', 'affine', 'RandomAffine
 import torch
 import torch.nn.functional as F
 
-from .support.data import (
-    CheckedAffine, CheckedLoader, at_most, check_affine, pixel_positions, pixel_statistics, split_rows)
+from course_lib.support.data import (
+    CheckedAffine, CheckedLoader, at_most, check_affine, pixel_positions, pixel_statistics,
+    split_rows)
 from .support.files import read_digits, read_images, read_mnist
 from .support.tensors import default_device
 
@@ -47,7 +48,7 @@ class DataLoaders:
                         if (loader := getattr(self, part)) is not None)
         return f"DataLoaders {self.name!r}{parts}"
 
-# %% ../nbs/01_data.ipynb #8d448ddf
+# %% ../nbs/01_data.ipynb #434c0790
 def affine_maps(angle, translate, scale, shear):
     "Maps `[n, 2, 3]` from new positions to old ones, in pixels from the centre; see `affine`."
     matrices = lambda *entries: torch.stack(entries, 1).view(-1, 2, 2)

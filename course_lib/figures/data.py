@@ -22,7 +22,8 @@ def affine_explorer(images):
     axes = [fig.add_subplot(grid[0, i]) for i in range(len(images))]
     matrix_ax = fig.add_subplot(grid[1, :])
     matrix_ax.axis("off")
-    formula = matrix_ax.text(.5, .5, "", ha="center", va="center", color=INK, fontsize=13, family="monospace")
+    formula = matrix_ax.text(.5, .5, "", ha="center", va="center", color=INK, fontsize=12,
+                             family="monospace", linespacing=1)
     pictures = [ax.imshow(image[0].numpy(), cmap="gray_r") for ax, image in zip(axes, images)]
     for ax in axes: ax.axis("off")
     live = LiveFigure(fig, [*pictures, formula],
@@ -34,8 +35,10 @@ def affine_explorer(images):
         amounts = each(angle)[0], each(right, 0), each(scale)[0], each(shear, 0)
         out = affine(images, *amounts)
         matrix = [[round(entry, 6) + 0. for entry in row] for row in affine_maps(*amounts)[0].tolist()]  # no −0
-        upper, lower = ("  ".join(f"{entry:6.2f}" for entry in row) for row in matrix)
-        formula.set_text(f"old x     {upper}   new x\n        =                         · new y\nold y     {lower}   1    ")
+        upper, lower = ("".join(f"{entry:7.2f}" for entry in row) for row in matrix)
+        formula.set_text(f"⎛ old x ⎞     ⎛{upper} ⎞   ⎛ new x ⎞\n"
+                         f"⎜       ⎟  =  ⎜{' ' * 21} ⎟ · ⎜ new y ⎟\n"
+                         f"⎝ old y ⎠     ⎝{lower} ⎠   ⎝   1   ⎠")
         for picture, image in zip(pictures, out): picture.set_data(image[0].numpy())
         ink = (out - images.min()).sum() / (images - images.min()).sum()
         return {"angle": angle, "scale": scale, "shear": shear, "right": right, "matrix": matrix,
