@@ -53,9 +53,9 @@ def average(s):
 def momentum(s):
     seen = (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left after 60 "
             "steps.")
-    return seen + (f" Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
-                   f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, "
-                   f"{s['best_beta']:.2f}.") * s["theory"]
+    factor = max(s["factor_along"], s["factor_across"])
+    return seen + (f" Theory: a step multiplies it by {factor:.3f} in the long run; largest stable rate "
+                   f"{s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}.") * s["theory"]
 
 
 def rmsprop(s):
