@@ -22,11 +22,11 @@ def moving_average(values, beta, corrected=False):
 
     corrected: divide by 1 − beta^t, the weight that all t values together have so far.
     """
-    average, averages = 0., torch.empty_like(values)
+    average, averages = 0., torch.empty_like(beta * values)      # floats, whatever values are
     for t, value in enumerate(values):
         average = beta * average + (1 - beta) * value
         averages[t] = average
-    if corrected: averages /= 1 - beta ** torch.arange(1, len(values) + 1, dtype=values.dtype)
+    if corrected: averages /= 1 - beta ** torch.arange(1, len(values) + 1, dtype=averages.dtype)
     return averages
 
 # %% ../nbs/03_momentum.ipynb #eda33e86
