@@ -25,7 +25,9 @@ def count_steps(p, grad, state):
 
 
 def adam_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-8):
-    "Adam (Kingma & Ba, 2015): p ← p − lr · grad_avg / (√sqr_avg + eps), both averages corrected for their youth."
+    """Adam (Kingma & Ba, 2015): p ← p − lr · grad_avg / (√sqr_avg + eps),
+    both averages corrected for their youth.
+    """
     root = state["sqr_avg"].sqrt().div_(bias_correction(sqr_beta, state) ** .5).add_(eps)
     add_ratio(p, state["grad_avg"], root, -lr / bias_correction(beta, state))
 
@@ -40,9 +42,10 @@ def weight_decay(p, grad, state, *, lr, weight_decay=1e-2):
 
 adamw_steppers = [weight_decay, *adam_steppers]
 
-
+# %% ../nbs/05_adam.ipynb #1cfb10f6
 def Adam(params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=0):
-    """Adam (Kingma & Ba, 2015): `torch.optim.Adam`, made of steppers. Its weight_decay is L2, as PyTorch's.
+    """Adam (Kingma & Ba, 2015): `torch.optim.Adam`, made of steppers.
+    Its weight_decay is L2, as PyTorch's.
 
     betas are the hyperparameters `beta` and `sqr_beta` of groups and schedules.
     """
@@ -56,7 +59,8 @@ def AdamW(params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=1e-2):
     `torch.optim.AdamW`, made of steppers; betas as in `Adam`.
     """
     beta, sqr_beta = check_betas(betas)
-    return Optimizer(params, adamw_steppers, lr=lr, beta=beta, sqr_beta=sqr_beta, eps=eps, weight_decay=weight_decay)
+    return Optimizer(params, adamw_steppers, lr=lr, beta=beta, sqr_beta=sqr_beta, eps=eps,
+                     weight_decay=weight_decay)
 
 # %% ../nbs/05_adam.ipynb #346c2495
 def lamb_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-6, weight_decay=0.):
@@ -66,26 +70,33 @@ def lamb_step(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-6, weight_de
     direction = state["grad_avg"] / bias_correction(beta, state)
     root = (state["sqr_avg"] / bias_correction(sqr_beta, state)).sqrt_().add_(eps)
     direction = direction.div_(root) + weight_decay * p
-    weight, length = (norm_per_model(x, lr, beta, sqr_beta, eps, weight_decay) for x in (p, direction))
-    add_scaled(p, direction, -lr * torch.where((weight > 0) & (length > 0), weight / length, 1.))
+    hypers = lr, beta, sqr_beta, eps, weight_decay
+    weight, length = norm_per_model(p, *hypers), norm_per_model(direction, *hypers)
+    ratio = torch.where((weight > 0) & (length > 0), weight / length, 1.)
+    add_scaled(p, direction, -lr * ratio)
 
 
 def LAMB(params, lr=1e-3, betas=(.9, .999), eps=1e-6, weight_decay=0):
-    "LAMB (You et al., 2020), for large batches; betas as in `Adam`, weight_decay inside the layer's step."
+    """LAMB (You et al., 2020), for large batches; betas as in `Adam`,
+    weight_decay inside the layer's step.
+    """
     beta, sqr_beta = check_betas(betas)
-    return Optimizer(params, [average_grad_dampened, average_sqr_grad, count_steps, lamb_step], lr=lr, beta=beta,
-                     sqr_beta=sqr_beta, eps=eps, weight_decay=weight_decay)
+    steppers = [average_grad_dampened, average_sqr_grad, count_steps, lamb_step]
+    return Optimizer(params, steppers, lr=lr, beta=beta, sqr_beta=sqr_beta, eps=eps,
+                     weight_decay=weight_decay)
 
 # %% ../nbs/05_adam.ipynb #09084ac6
 def lion_step(p, grad, state, *, lr, beta=.9):
-    "Lion (Chen et al., 2023): p ← p − lr · sign(beta · grad_avg + (1 − beta) · grad), before the average moves on."
+    """Lion (Chen et al., 2023): p ← p − lr · sign(beta · grad_avg + (1 − beta) · grad),
+    before the average moves on.
+    """
     mixture = state_zeros(p, state, "grad_avg").clone()
     lerp_towards(mixture, grad, 1 - beta)
     add_scaled(p, mixture.sign_(), -lr)
 
 
 def average_grad_slow(p, grad, state, *, slow_beta=.99):
-    "Lion's average, with a beta of its own: avg ← slow_beta · avg + (1 − slow_beta) · grad."
+    "Lion's average with its own beta: avg ← slow_beta · avg + (1 − slow_beta) · grad."
     lerp_towards(state_zeros(p, state, "grad_avg"), grad, 1 - slow_beta)
 
 
@@ -93,14 +104,17 @@ lion_steppers = [weight_decay, lion_step, average_grad_slow]
 
 
 def Lion(params, lr=1e-4, betas=(.9, .99), weight_decay=0):
-    "Lion (Chen et al., 2023); betas are the hyperparameters `beta` and `slow_beta`, weight_decay is decoupled."
+    """Lion (Chen et al., 2023); betas are the hyperparameters `beta` and `slow_beta`,
+    weight_decay is decoupled.
+    """
     beta, slow_beta = check_betas(betas)
-    return Optimizer(params, lion_steppers, lr=lr, beta=beta, slow_beta=slow_beta, weight_decay=weight_decay)
+    return Optimizer(params, lion_steppers, lr=lr, beta=beta, slow_beta=slow_beta,
+                     weight_decay=weight_decay)
 
 # %% ../nbs/05_adam.ipynb #b23dda31
 def orthogonalize(matrix, n_rounds=5):
-    """About the nearest orthogonal matrix (singular values near 1, tiny ones below), by Newton–Schulz in bfloat16;
-    `[..., rows, columns]`.
+    """About the nearest orthogonal matrix (singular values near 1, tiny ones below),
+    by Newton–Schulz in bfloat16; `[..., rows, columns]`.
     """
     x = matrix.bfloat16()
     if tall := x.shape[-2] > x.shape[-1]: x = x.mT
@@ -119,7 +133,8 @@ def muon_step(p, grad, state, *, lr, beta=.95, weight_decay=.1):
     update = grad.clone()
     lerp_towards(update, state["grad_avg"], beta)
     p.mul_(1 - lr * weight_decay)
-    add_scaled(p, orthogonalize(update).to(p.dtype), -lr * math.sqrt(max(1, p.shape[-2] / p.shape[-1])))
+    scale = math.sqrt(max(1, p.shape[-2] / p.shape[-1]))
+    add_scaled(p, orthogonalize(update).to(p.dtype), -lr * scale)
 
 
 def Muon(params, lr=1e-3, weight_decay=.1, momentum=.95):

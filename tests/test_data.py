@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torchvision import datasets, transforms
+from torchvision.transforms.functional import _get_inverse_affine_matrix
 from torchvision.transforms.functional import affine as torchvision_affine
 
 from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
@@ -278,7 +279,7 @@ WORDS = re.compile(r"Turned by (-?\d+)°, (\d\.\d\d) times as large, sheared by 
 def test_the_affine_figure_says_and_shows_what_torchvision_does():
     images = torch.stack([digits(device="cpu").valid.x[i] for i in range(3)])
     explorer, first = affine_explorer(images), images.min()
-    shown = lambda: torch.stack([torch.as_tensor(artist.get_array()) for artist in explorer.figure.artists])
+    shown = lambda: torch.stack([torch.as_tensor(artist.get_array()) for artist in explorer.figure.artists[:3]])
     for state, words in drive(explorer, also=lambda s: [abs(s["right"])]):
         turned, scale, sheared, n, unit, side, ink = WORDS.fullmatch(words).groups()
         assert (int(turned), float(scale), int(sheared)) == (
@@ -288,9 +289,14 @@ def test_the_affine_figure_says_and_shows_what_torchvision_does():
         moved = torch.stack([torchvision_affine(
             image - first, state["angle"], [state["right"], 0], state["scale"], [state["shear"], 0],
             interpolation=transforms.InterpolationMode.BILINEAR) for image in images])
+        reference = _get_inverse_affine_matrix([0, 0], state["angle"], [state["right"], 0], state["scale"],
+                                               [state["shear"], 0])
+        assert sum(state["matrix"], []) == pytest.approx(reference, abs=2e-5)
         share = float(moved.sum() / (images - first).sum())
         assert state["ink"] == pytest.approx(share, abs=1e-3) and int(ink) == pytest.approx(100 * share, abs=.6)
         explorer.set(**{name: state[name] for name in explorer.controls})
         torch.testing.assert_close(shown(), (moved + first)[:, 0], atol=1e-3, rtol=0)
+        formula = explorer.figure.artists[-1].get_text()
+        assert re.findall(r"-?\d+\.\d\d", formula) == [f"{entry:.2f}" for entry in sum(state["matrix"], [])]
     for n, words in ((0, "not shifted"), (1, "1 pixel to the right"), (-1, "1 pixel to the left"), (2, "2 pixels")):
         assert words in explorer.words(explorer.set(right=n))

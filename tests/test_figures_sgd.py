@@ -51,13 +51,15 @@ def average(s):
 
 
 def momentum(s):
-    return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left after 60 "
-            f"steps. Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
-            f"largest stable rate {s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}.")
+    seen = (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left after 60 "
+            "steps.")
+    factor = max(s["factor_along"], s["factor_across"])
+    return seen + (f" Theory: a step multiplies it by {factor:.3f} in the long run; largest stable rate "
+                   f"{s['largest_stable_lr']:.3g}; best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}.") * s["theory"]
 
 
 def rmsprop(s):
-    return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.1g}: after 200 steps {s['left_along']:.2%} of "
+    return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.2g}: after 200 steps {s['left_along']:.2%} of "
             f"the way along and {s['left_across']:.2%} across are left (SGD: {s['sgd_left']:.0%} along). "
             f"The first step was {s['first_step']:.3g} long.")
 
@@ -123,8 +125,23 @@ def test_the_figures_take_the_readers_own_optimizer():
         assert "Each step multiplies" not in make(heavy)._line.value and not make(heavy).state["as_plain_sgd"]
     assert momentum(momentum_explorer().state) == momentum_explorer([my_average, my_momentum]).words(
         momentum_explorer([my_average, my_momentum]).state)
+    assert "theory" in momentum_explorer([my_average, my_momentum]).controls
     for others in ([average_grad, nesterov_step], [average_grad_dampened, momentum_step]):
-        assert "Theory" not in momentum_explorer(others)._line.value
+        assert "theory" not in momentum_explorer(others).controls
+
+
+def test_theory_is_shown_when_it_is_ticked_and_leaves_the_ball_where_it_is():
+    explorer = momentum_explorer()
+    line, words = explorer._line.value, explorer.words
+    assert "Theory" not in line and "Theory" in words(explorer.set(theory=True))
+    before, after = explorer.set(theory=False), explorer.set(theory=True)
+    assert {**before, "theory": True} == after
+
+
+def test_the_map_opens_away_from_its_best_pair():
+    "Who searches for it should not find it on arrival."
+    state = momentum_explorer().state
+    assert abs(state["beta"] - state["best_beta"]) > .3 and not state["theory"]
 
 
 def test_a_path_multiplies_if_each_of_its_steps_does():
@@ -139,7 +156,20 @@ def test_the_race_takes_the_readers_own_contenders():
 
     explorer = race_explorer({"SGD": CONTENDERS["SGD"], "mine": [stay]})
     assert explorer.state["leader"] == "SGD" and "AdamW" not in explorer._line.value
-    assert (explorer.state["mine"]["x"], explorer.state["mine"]["y"]) == tuple(LANDSCAPES["canyon"].start.tolist())
+    place, start = explorer.state["mine"], LANDSCAPES["slanted canyon"].start.tolist()
+    assert [place["x"], place["y"]] == start
+
+
+def test_the_race_opens_where_its_point_is_seen():
+    "Momentum and RMSProp each see half of the problem, and Adam arrives; nobody and nothing is hidden."
+    explorer = race_explorer()
+    height = {name: explorer.state[name]["height"] for name in THEIR_NAMES}
+    assert height["Adam"] < 1e-4 * min(height["momentum"], height["RMSProp"])
+    assert max(height["momentum"], height["RMSProp"]) < height["SGD"] / 10
+    map_ax, _ = explorer.figure.fig.axes
+    ends = {line.get_marker(): line for line in map_ax.lines if line.get_linestyle() == "None"}
+    assert ends["*"].get_zorder() > max(ends[marker].get_zorder() for marker in "sD^v")
+    assert ends["*"].get_markerfacecolor() == "none" and ends["v"].get_markersize() < ends["^"].get_markersize()
 
 
 @pytest.mark.parametrize("n, noun, words", [(1, "step", "1 step"), (0, "step", "0 steps"), (2, "batch", "2 batches"),
@@ -148,7 +178,7 @@ def test_one_step_is_one_step(n, noun, words): assert counted(n, noun) == words
 
 
 def test_figures_of_one_step_say_so():
-    assert "is left after 1 step. " in momentum_explorer(n_steps=1)._line.value
+    assert "is left after 1 step." in momentum_explorer(n_steps=1)._line.value
     assert "after 1 step " in rmsprop_explorer(n_steps=1)._line.value
     explorer = digits_explorer(small_digits(), n_steps=1)
     assert "after 1 batch the loss" in explorer._line.value and math.isfinite(explorer.state["loss"])

@@ -834,7 +834,7 @@ def test_race_explorer_shows_torchs_runs():
             assert heights[state["leader"]] <= min(heights.values()) + 1e-9
 
 
-@pytest.mark.parametrize("name", ["canyon", "Rosenbrock's valley"])
+@pytest.mark.parametrize("name", ["slanted canyon", "canyon", "Rosenbrock's valley"])
 def test_the_race_is_run_at_the_best_rates(name):
     "The lowest end of a grid of rates, among the paths that stay in the window."
     landscape = LANDSCAPES[name]
@@ -876,7 +876,7 @@ def test_a_broken_stepper_shows_and_leaves_the_state(make, move, back, monkeypat
     explorer = make()
     before, [(name, value)] = copy.deepcopy(explorer.state), move.items()
     with monkeypatch.context() as patch:
-        patch.setattr(course_lib.momentum, "average_grad_dampened", broken)
+        patch.setattr(course_lib.figures.momentum, "moving_average", broken)
         patch.setattr(course_lib.figures.adam, "descend", broken)
         explorer.controls[name].value = value
     assert "is broken" in str(explorer.error) and "is broken" in explorer._alarm.value and explorer.state == before

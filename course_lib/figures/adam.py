@@ -6,6 +6,7 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..adam import adam_steppers, adamw_steppers
 from ..momentum import average_grad, l2_reg, momentum_step
@@ -49,23 +50,35 @@ def best_rates(landscape, n=60, contenders=CONTENDERS):
 
 class _RaceView:
     "The two panels of the race: paths on the landscape, heights by step."
+    LOOKS = (("blue", "-", "o"), ("orange", "--", "s"), ("green", "-.", "D"), ("pink", "-", "^"),
+             ("amber", (0, (1, 2)), "v"), ("sky", (0, (5, 1, 1, 1)), "P"))
+
     def __init__(self, fig, names):
         self.map_ax, self.height_ax = fig.subplots(1, 2, width_ratios=[1.25, 1])
-        looks = (("blue", "-", "o"), ("orange", "-", "s"), ("green", "-", "D"), ("pink", "-", "^"),
-                 ("amber", (0, (1, 2)), "v"), ("sky", "--", "P"))
-        styles = {name: {"color": COLORS[color], "ls": ls, "marker": marker, "lw": 2, "ms": 4, "markevery": 10}
-                  for name, (color, ls, marker) in zip(names, cycle(looks))}
-        end = {"ms": 12, "mec": "white", "ls": "", "markevery": 1, "zorder": 6}
-        self.paths = {name: self.map_ax.plot([], [], **{**style, "lw": 1.3})[0] for name, style in styles.items()}
-        self.ends = {name: self.map_ax.plot([], [], **{**style, **end})[0] for name, style in styles.items()}
-        self.heights = {name: self.height_ax.plot([], [], label=name, **style)[0] for name, style in styles.items()}
-        [self.goal] = self.map_ax.plot([], [], color=INK, marker="*", ms=16, ls="", mec="white", zorder=5)
-        [self.start] = self.map_ax.plot([], [], color=INK, marker="o", ms=7, ls="", zorder=5)
+        styles = {}
+        for i, (name, (color, ls, marker)) in enumerate(zip(names, cycle(self.LOOKS))):
+            over = name == "AdamW"  # without weight decay it walks on Adam's path: narrow, so that both are seen
+            styles[name] = {"color": INK if over else COLORS[color], "ls": ls, "marker": marker, "lw": 1.3 if over else 2.2,
+                            "ms": 3.5 if over else 6, "markevery": (2 * i, 15), "zorder": 4 if over else 3}
+        if "Adam" in styles: styles["Adam"].update(lw=4, ms=8)
+        end = {"mec": "white", "ls": "", "markevery": 1}
+        ends = {name: {**style, **end, "ms": size, "zorder": style["zorder"] + 3}
+                for (name, style), size in zip(styles.items(), cycle((12, 14, 8, 11, 6, 9)))}  # two at one place: both seen
+        plot = lambda ax, style, **more: ax.plot([], [], **style, **more)[0]
+        self.paths = {name: plot(self.map_ax, {**style, "lw": .6 * style["lw"], "marker": ""})
+                      for name, style in styles.items()}
+        self.ends = {name: plot(self.map_ax, style) for name, style in ends.items()}
+        self.heights = {name: plot(self.height_ax, style, label=name) for name, style in styles.items()}
+        mark = {"color": INK, "ls": "", "zorder": 8, "mfc": "none"}  # outlines, which hide nobody, and nobody hides
+        self.goal = plot(self.map_ax, mark, marker="*", ms=26, mew=1.3)
+        self.start = plot(self.map_ax, mark, marker="o", ms=13, mew=1.3)
         self.artists = [*self.paths.values(), *self.ends.values(), *self.heights.values(), self.goal, self.start]
         self.map_ax.set(xlabel="x", ylabel="y")
-        self.height_ax.set(xlabel="step", ylabel="height above the lowest point", yscale="log", ylim=(1e-8, 1e7),
+        self.height_ax.set(xlabel="step", ylabel="height above the lowest point", yscale="log", ylim=(1e-9, 1e5),
                            title="How far down?")
-        self.height_ax.legend(loc="upper right", ncols=2)
+        self.height_ax.set_yticks([10. ** power for power in range(-8, 5, 2)])
+        self.height_ax.minorticks_off()
+        fig.legend(handles=list(self.heights.values()), loc="outside upper center", ncols=6, handlelength=3)
 
     def show_landscape(self, landscape):
         left, right, bottom, top = landscape.window
@@ -75,9 +88,11 @@ class _RaceView:
         self.map_ax.contour(x.numpy(), y.numpy(), height, levels=np.quantile(height, np.linspace(.02, .9, 12)),
                             colors=GHOST, linewidths=.8, linestyles="solid")
         self.map_ax.set(xlim=(left, right), ylim=(bottom, top), title=landscape.name)
+        self.map_ax.title.set_fontsize(13)
         self.height_ax.set_xlim(0, landscape.n_steps)
         self.goal.set_data(*([value] for value in landscape.lowest))
         self.start.set_data(*([value.item()] for value in landscape.start))
+        self.map_ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
     def draw(self, name, path, height):
         seen = path.clamp(-1e3, 1e3).numpy()
@@ -94,11 +109,11 @@ def race_explorer(contenders=CONTENDERS):
     `.state`: the controls; for each contender by name `lr`, `x`, `y`, `height` (above the lowest point; inf if it
     flew out), `longest_step`, `in_the_picture` (it never left the window); `leader`, the lowest at the end.
     """
-    fig = Figure(figsize=(11, 4.4))
+    fig = Figure(figsize=(11, 4.8))
     view, best, shown = _RaceView(fig, contenders), {}, None
     live = LiveFigure(fig, view.artists,
                       alt="Left: a landscape as contour lines, with the paths of "
-                          f"{', '.join(contenders)} from one start "
+                          f"{', '.join(contenders)} from one start, a ring, "
                           "to, or towards, the lowest point, a star. Right: their heights above the lowest point "
                           "by step, logarithmic.")
 
@@ -130,11 +145,9 @@ def race_explorer(contenders=CONTENDERS):
             f"{name} {said(s[name]['height'])} (lr {s[name]['lr']:.2g})" for name in ranked) + "."
 
     return explore(race, live, words=words,
-                   caption="Live figure. lr multiplies each contender's own best rate on this landscape; a star "
-                           "marks the lowest point, "
-                           "a black dot the start. Without weight decay AdamW is Adam; with it all are pulled to "
-                           "(0, 0). "
-                           "Who suffers most from three times its best rate? Who from a third?",
+                   caption="Live figure. A ring marks the start, a star the lowest point. The first slider multiplies "
+                           "each contender's own best rate on this landscape. Without weight decay AdamW walks on "
+                           "Adam's path; with it all are pulled to (0, 0).",
                    landscape=widgets.Dropdown(options=list(LANDSCAPES)),
                    lr=widgets.FloatLogSlider(1, base=10, min=-1.5, max=1.5, step=.02, description="lr × own best",
                                              readout_format=".2f"),

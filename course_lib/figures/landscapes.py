@@ -81,7 +81,22 @@ def _axes(f): return lambda points: f(points[..., 0], points[..., 1])
 def _both(f): return lambda points: torch.stack(f(points[..., 0], points[..., 1]), -1)
 
 
+def _slanted(x, y): return .9 * x + 4 * y, 9 * y - .4 * x  # along the floor, and across, where it is 50 times as steep
+
+
+def _slanted_gradient(x, y):
+    along, across = _slanted(x, y)
+    return .9 * along - 20 * across, 4 * along + 450 * across
+
+
+def _slanted_height(x, y):
+    along, across = _slanted(x, y)
+    return (along ** 2 + 50 * across ** 2) / 2
+
+
 LANDSCAPES = {landscape.name: landscape for landscape in (
+    Landscape("slanted canyon", _axes(_slanted_height), _both(_slanted_gradient),
+              (-2.5, -.07), (0., 0.), (-3, 3, -.36, .36)),
     Landscape("canyon", _axes(lambda x, y: (x ** 2 + 20 * y ** 2) / 2), _both(lambda x, y: (x, 20 * y)),
               (-2.5, 1.), (0., 0.), (-3, 3, -2, 2)),
     Landscape("Rosenbrock's valley", _axes(lambda x, y: (1 - x) ** 2 + 100 * (y - x ** 2) ** 2),

@@ -124,7 +124,7 @@ class _PairMap:
 def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
     """A ball with momentum in the canyon ½ (x² + steepness · y²): sliders for lr, beta and steepness.
 
-    steppers: heavy ball, or others that take lr and beta (theory is that of heavy ball and is shown for it alone).
+    steppers: heavy ball, or others that take lr and beta; for heavy ball alone there is a box to tick that shows theory.
     `.state`: lr, beta, steepness, x, y, `left` (share of the distance that is left), outcome; of heavy ball's theory
     `factor_along`, `factor_across` (of a step, in the long run), `largest_stable_lr`, `best_lr`, `best_beta`.
     """
@@ -136,19 +136,19 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
                     xlim=(0, n_steps), title="How far to go?")
     distances = [distance_ax.plot([], [], color=COLORS[c], marker=m, ls="-", ms=4, lw=1, label=n)[0]
                  for n, c, m in (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))]
-    [theory] = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, slower direction")
+    [slope] = distance_ax.plot([], [], color=INK, ls="--", lw=1.5, label="theory, if ticked")
     known = _is_heavy_ball(steppers, start)
-    for line in (theory, pairs.border, pairs.best): line.set_visible(known)
-    distance_ax.legend(handles=[*distances, *([theory] if known else [])], loc="upper right")
-    live = LiveFigure(fig, [*view.artists, *distances, theory, *pairs.artists],
+    distance_ax.legend(handles=[*distances, *([slope] if known else [])], loc="upper right")
+    live = LiveFigure(fig, [*view.artists, *distances, slope, *pairs.artists],
                       alt="Left: a ball's path seen from above, in a canyon drawn as rings of equal loss. "
                           "Middle: its distance from the lowest point by step, along and across. "
                           "Right: a map of learning rate and beta, coloured by the distance left; "
                           "beyond a border nothing lands."
-                          + " Theory: a line at lr = 2 (1 + beta) / steepness, a star at the best pair." * known)
+                          + " Theory, if ticked: a line at lr = 2 (1 + beta) / steepness, a star at the best pair." * known)
 
-    def roll(lr, beta, steepness):
+    def roll(lr, beta, steepness, theory=False):
         nonlocal mapped
+        for line in (slope, pairs.border, pairs.best): line.set_visible(theory)
         curvatures = torch.tensor([1., steepness], dtype=torch.float64)
         if steepness != mapped: pairs.draw(steepness, curvatures)
         mapped = steepness
@@ -158,28 +158,29 @@ def momentum_explorer(steppers=(average_grad, momentum_step), n_steps=60):
         factors = [float(momentum_factor(lr, beta, curvature)) for curvature in (1., steepness)]
         view.draw(path, steepness)
         for i in range(2): distances[i].set_data(steps, np.clip(np.abs(path[:, i]), 1e-30, 1e9))
-        theory.set_data(steps, np.clip(start.norm().item() * max(factors) ** steps, 1e-30, 1e9))
+        slope.set_data(steps, np.clip(start.norm().item() * max(factors) ** steps, 1e-30, 1e9))
         pairs.here.set_data([math.log10(lr)], [beta])
         best_lr, best_beta = best_momentum(1, steepness)
-        return {"lr": lr, "beta": beta, "steepness": steepness, "x": x, "y": y,
+        return {"lr": lr, "beta": beta, "steepness": steepness, "theory": theory, "x": x, "y": y,
                 "left": math.hypot(x, y) / start.norm().item(), "outcome": outcome(path),
                 "factor_along": factors[0], "factor_across": factors[1],
                 "largest_stable_lr": 2 * (1 + beta) / steepness, "best_lr": best_lr, "best_beta": best_beta}
 
     def words(s):
         return (f"lr {s['lr']:.3f}, beta {s['beta']:.2f} {s['outcome']}: {s['left']:.2g} of the distance is left "
-                f"after {counted(n_steps, 'step')}. "
-                + f"Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
+                f"after {counted(n_steps, 'step')}."
+                + f" Theory: a step multiplies it by {max(s['factor_along'], s['factor_across']):.3f} in the long run; "
                   f"largest stable rate {s['largest_stable_lr']:.3g}; "
-                  f"best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}." * known)
+                  f"best pair {s['best_lr']:.3f}, {s['best_beta']:.2f}." * s["theory"])
 
     return explore(roll, live, words=words,
-                   caption="Live figure. Orange dot: you; pale orange: farther away than at the start. "
-                           + "Solid line: the largest stable rate in theory; star: the best pair in theory. " * known
-                           + "First beta 0: find the best lr. Then raise beta, and find it again.",
+                   caption="Live figure. On the map the orange dot is you; dark is near the goal, pale orange farther away "
+                           "than at the start. Raise beta a little, then find the best lr for it."
+                           + " Tick *theory* at the end: the line is its border, the star its best pair." * known,
                    lr=widgets.FloatLogSlider(10 ** -1.05, base=10, min=-2.5, max=.4, step=.01, readout_format=".3f"),
-                   beta=widgets.FloatSlider(.5, min=0, max=.99, step=.01),
-                   steepness=widgets.FloatSlider(20, min=2, max=50, step=1))
+                   beta=widgets.FloatSlider(0, min=0, max=.99, step=.01),
+                   steepness=widgets.FloatSlider(20, min=2, max=50, step=1),
+                   **{"theory": widgets.Checkbox(False, indent=False)} if known else {})
 
 
 def momentum_digits_explorer(dls, n_steps=200):

@@ -28,29 +28,36 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
     slope = lambda point: curvatures * point
     sgd = descend(start, slope, lambda params: SGD(params, lr=2 / (1 + steepness)), n_steps).numpy()
 
-    fig = Figure(figsize=(11, 3.8))
+    fig = Figure(figsize=(11, 4))
     path_ax, distance_ax, rate_ax = fig.subplots(1, 3)
-    path_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 1.5), ylim=(-1.5, 1.5), title="The path")
-    distance_ax.set(xlabel="step", ylabel="share of the distance left", yscale="log", ylim=(1e-5, 1e3),
+    path_ax.set(xlabel="x, along the floor", ylabel="y, across", xlim=(-3, 1.5), ylim=(-1.5, 1.5),
+                title="The walker, from above")
+    distance_ax.set(xlabel="step", ylabel="share of the distance left", yscale="log", ylim=(1e-6, 1e4),
                     xlim=(0, n_steps), title="How far to go?")
-    rate_ax.set(xlabel="step", ylabel="rate of that direction", yscale="log", ylim=(1e-5, 1e3), xlim=(0, n_steps),
-                title="To each its own rate")
-    every = 21  # an odd number of steps apart it is on the other wall again; all its lines would be one grey area
-    path_ax.plot(*sgd[::every].T, color=GHOST, ls="-", lw=1, marker=".", ms=6)
-    path_ax.text(start[0], -1.15, f"SGD, every {every}st step", color=INK, fontsize=11, va="top", bbox=LABEL_BOX)
+    rate_ax.set(xlabel="step", ylabel="step / gradient", yscale="log", ylim=(1e-6, 1e4), xlim=(0, n_steps),
+                title="A rate for each direction")
+    for ax in (distance_ax, rate_ax):
+        ax.set_yticks([1e-6, 1e-4, 1e-2, 1, 1e2, 1e4])
+        ax.minorticks_off()
+    # SGD's dots without lines, which would be one grey area; an odd number of steps apart it is on the other wall again
+    path_ax.plot(*sgd[::21].T, color=GHOST, ls="", marker="x", ms=6, label="SGD, every 21st step")
     path_ax.plot([0], [0], color=INK, marker="+", ms=14, mew=2, ls="")
-    [trail] = path_ax.plot([], [], color=COLORS["blue"], ls="-", lw=1, marker="o", ms=4)
-    [ball] = path_ax.plot([], [], color=COLORS["orange"], ls="", marker="o", ms=10, mec="white", zorder=5)
-    names = (("along (x)", "blue", "o"), ("across (y)", "orange", "s"))
-    distances, rates = ([ax.plot([], [], color=COLORS[color], ls="-", marker=marker, ms=5, markevery=10, label=name)[0]
-                         for name, color, marker in names] for ax in (distance_ax, rate_ax))
-    for (_, color, _), curvature in zip(names, (1., steepness)):
+    [trail] = path_ax.plot([], [], color=COLORS["blue"], ls="-", lw=1, marker="o", ms=4, label="RMSProp, every step")
+    [walker] = path_ax.plot([], [], color=COLORS["orange"], ls="", marker="o", ms=12, mec="white", zorder=5)
+    path_ax.legend(loc="upper right", fontsize=10)
+    note = path_ax.text(.5, .03, "", transform=path_ax.transAxes, ha="center", va="bottom", color=INK, fontsize=11,
+                        bbox=LABEL_BOX)
+    names = (("along (x)", "blue", "o", "-"), ("across (y)", "orange", "s", "--"))
+    distances, rates = ([ax.plot([], [], color=COLORS[color], ls=style, lw=1.5, marker=marker, ms=5, markevery=10,
+                                 label=name)[0] for name, color, marker, style in names]
+                        for ax in (distance_ax, rate_ax))
+    for (_, color, _, _), curvature in zip(names, (1., steepness)):
         rate_ax.axhline(2 / curvature, color=COLORS[color], ls=":", lw=2)
     rate_ax.plot([], [], color=INK, ls=":", label="2 / curvature")
-    for ax in (distance_ax, rate_ax): ax.legend(loc="upper right")
-    live = LiveFigure(fig, [trail, ball, *distances, *rates],
-                      alt="Left: RMSProp's path where one axis is a thousand times as steep as the other, and in "
-                          "grey SGD's, which hops from wall to wall and creeps along. "
+    for ax in (distance_ax, rate_ax): ax.legend(loc="upper right", ncols=2, columnspacing=1, fontsize=10)
+    live = LiveFigure(fig, [trail, walker, note, *distances, *rates],
+                      alt="Left: RMSProp's path where one axis is a thousand times as steep as the other; grey "
+                          "crosses on both walls show SGD, which has hardly moved along. "
                           "Middle: the distance left along and across. Right: the rate that each direction gets; "
                           "they differ by the ratio of the gradients.")
 
@@ -65,7 +72,9 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
             rates[i].set_data(steps[1:], np.clip(np.nan_to_num(each[:, i]), 1e-30, 1e9))
         seen = np.clip(path, -50, 50)
         trail.set_data(*seen.T)
-        ball.set_data(*seen[-1:].T)
+        walker.set_data(*seen[-1:].T)
+        (x, y), outside = path[-1], np.abs(path[-1] + [.75, 0]) > [2.25, 1.5]
+        note.set_text(f"far outside: x = {x:.2g}, y = {y:.2g}" if outside.any() else "")
         return {"lr": lr, "alpha": alpha, "eps": eps, "x": float(path[-1, 0]), "y": float(path[-1, 1]),
                 "left_along": float(left[-1, 0]), "left_across": float(left[-1, 1]),
                 "first_step": float(np.abs(path[1] - path[0]).max()),
@@ -73,15 +82,14 @@ def rmsprop_explorer(steppers=(average_sqr_grad, rms_prop_step), n_steps=200):
                 "sgd_left": float(sgd[-1, 0] / start[0]), "outcome": outcome(path)}
 
     def words(s):
-        return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.1g}: "
+        return (f"lr {s['lr']:.3g}, alpha {s['alpha']:.3g}, eps {s['eps']:.2g}: "
                 f"after {counted(n_steps, 'step')} {s['left_along']:.2%} of the way along "
                 f"and {s['left_across']:.2%} across are left (SGD: {s['sgd_left']:.0%} along). The first step was "
                 f"{s['first_step']:.3g} long.")
 
     return explore(roll, live, words=words,
-                   caption="Live figure. Dotted on the right: what plain gradient descent could stand in each "
-                           "direction. "
-                           "Raise eps, and lr with it, until RMSProp is plain gradient descent again.",
+                   caption="Live figure. Dotted: the largest rate at which plain gradient descent is stable in that "
+                           "direction. Raise eps, and lr with it, until RMSProp is plain gradient descent again.",
                    lr=widgets.FloatLogSlider(.05, base=10, min=-3, max=0, step=.02, readout_format=".3g"),
                    alpha=widgets.FloatSlider(.99, min=0, max=.999, step=.001, readout_format=".3f"),
                    eps=widgets.FloatLogSlider(1e-8, base=10, min=-8, max=4, step=.25, readout_format=".1e"))

@@ -1,11 +1,11 @@
-"""Checks of what chapter 01's loaders and transforms are given, and the table of pixels that its affine map starts from."""
+"""What stands behind chapter 01's loaders and transforms: checks, books, splits, and the table of pixels of its affine map."""
 import functools
 import math
 import numbers
 
 import torch
 
-from .arguments import a_tensor, images
+from .arguments import a_function, a_tensor, checked, finite, images
 from .checks import whole_number
 from .files import DamagedFileError
 
@@ -26,6 +26,30 @@ def check_loader(x, y, batch_size, drop_last, seed):
     return batch_size, seed
 
 
+class CheckedLoader:
+    """What a `TensorLoader` has besides its batches: checks of what it is given, its length, the count of its passes.
+
+    Who inherits from it adds `batches(epoch)`.
+    """
+    @checked(transform=a_function)
+    def __init__(self, x, y, batch_size, shuffle=False, transform=None, drop_last=False, seed=0):
+        self.batch_size, self.seed = check_loader(x, y, batch_size, drop_last, seed)
+        self.x, self.y, self.shuffle, self.epoch = x, y, shuffle, 0
+        self.transform, self.drop_last = transform, drop_last
+
+    def __len__(self):
+        n = len(self.x) / self.batch_size
+        return math.floor(n) if self.drop_last else math.ceil(n)
+
+    def __iter__(self):
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return self.batches(epoch)
+
+    def __repr__(self):
+        return (f"{type(self).__name__}: {len(self.x):,} items {list(self.x.shape[1:])} on {self.x.device}, "
+                f"{len(self):,} batches of {self.batch_size}{', shuffled' * self.shuffle}")
+
+
 def split_sizes(n, n_train=None, n_valid=None):
     "How many of n images train and validate, as ints: by default a sixth is for validation and the rest for training."
     n_valid = n // 6 if n_valid is None else whole_number("n_valid", n_valid)
@@ -35,6 +59,26 @@ def split_sizes(n, n_train=None, n_valid=None):
     if not 0 < n_train <= n - n_valid:
         raise ValueError(f"n_train must be from 1 to {n - n_valid:,} with this data set, not {n_train}.")
     return n_train, n_valid
+
+
+def split_rows(n, n_train=None, n_valid=None, seed=0):
+    """Which of n images train and which validate, `(rows, rows)`: sizes as in `split_sizes`.
+
+    The validation images are the same for every seed; it draws the training images where only some are wanted.
+    """
+    n_train, n_valid = split_sizes(n, n_train, n_valid)
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    valid_rows, train_rows = shuffled[:n_valid], shuffled[n_valid:]
+    if n_train < len(train_rows):
+        drawn = torch.randperm(len(train_rows), generator=torch.Generator().manual_seed(seed))
+        train_rows = train_rows[drawn[:n_train]]
+    return train_rows, valid_rows
+
+
+def at_most(options, **most):
+    "The options with these whole numbers, where they are given, cut down to what there is."
+    return options | {name: min(whole_number(name, options[name]), n) for name, n in most.items()
+                      if options.get(name) is not None}
 
 
 def pixel_statistics(images, name):
@@ -58,7 +102,7 @@ def pixel_positions(height, width, device, dtype):
     rows, columns = ((torch.arange(m, device=device, dtype=dtype) - (m - 1) / 2) for m in (height, width))
     ones = rows.new_ones(height * width)
     positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), ones])
-    return positions, torch.tensor([2 / width, 2 / height], device=device, dtype=dtype)[:, None, None]
+    return positions, torch.tensor([2 / width, 2 / height], device=device, dtype=dtype)[:, None]
 
 
 def _finite_numbers(name, values, lengths=(2,)):
@@ -88,3 +132,24 @@ def affine_ranges(degrees, translate, scale, shear):
     if max(map(abs, ranges["shear"])) >= 90:
         raise ValueError(f"shear: expected degrees between -90 and 90, got {shear}.")
     return ranges
+
+
+class CheckedAffine:
+    """What a `RandomAffine` has besides its draws: checks of what it is given, and its ranges.
+
+    Who inherits from it adds `__call__(xb, yb)`.
+    """
+    @checked(fill=finite)
+    def __init__(self, degrees, translate=None, scale=None, shear=None, fill=None):
+        self.ranges, self.fill = affine_ranges(degrees, translate, scale, shear), fill
+
+    def limits(self, xb):
+        "The lowest and the highest angle, shift right and down in pixels, factor, shear along x and y: `[6, 1]` each."
+        (right, down), height, width = self.ranges["translate"], *xb.shape[2:]
+        x_low, x_high, y_low, y_high = self.ranges["shear"]
+        limits = [self.ranges["degrees"], (-right * width, right * width), (-down * height, down * height),
+                  self.ranges["scale"], (x_low, x_high), (y_low, y_high)]
+        return torch.tensor(limits, device=xb.device, dtype=xb.dtype)[..., None].unbind(1)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.ranges.items())})"

@@ -8,6 +8,7 @@ import math
 import os
 import queue
 import secrets
+import textwrap
 import threading
 import time
 import urllib.error
@@ -215,3 +216,14 @@ def read_digits():
     large = F.interpolate(small[:, None].float(), size=(20, 20), mode="bicubic", align_corners=False)[:, 0]
     images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)
     return (images[:-300], targets[:-300]), (images[-300:], targets[-300:])
+
+
+def read_images(root=None, download=True):
+    """MNIST where it is on disk or can be downloaded, else the digits that come with the course: `(name, train, test, why)`.
+
+    train, test: uint8 images `[n, 28, 28]` and targets `[n]`; why: in words, why it is these. Only absence falls back:
+    a damaged file raises `DamagedFileError`.
+    """
+    try: return "mnist", *read_mnist(root, download), f"from {data_root(root)[1]}"
+    except DownloadError as error:
+        return "digits", *read_digits(), f"embedded, since {textwrap.shorten(str(error), 150)}"

@@ -251,13 +251,16 @@ def test_beta_smooths_the_average(momentum):
 
 
 def test_beta_makes_a_rate_land_that_flew_out_without_it(momentum):
-    "2 / steepness is 0.1, the rate after the key presses 0.126: too much for beta 0.1, not for beta 0.5."
+    "2 / steepness is 0.1, the rate after the key presses 0.126: too much for beta 0 and 0.1, not for beta 0.5."
     figure = explorer(momentum, "steepness")
-    says(figure, "lr 0.089, beta 0.50 lands")
+    says(figure, "lr 0.089, beta 0.00 lands")
     press(momentum, figure, "lr", "ArrowRight", 15)
+    says(figure, "lr 0.126, beta 0.00 flies out")
+    press(momentum, figure, "beta", "ArrowRight", 50)
     says(figure, "lr 0.126, beta 0.50 lands")
     press(momentum, figure, "beta", "ArrowLeft", 40)
     says(figure, "lr 0.126, beta 0.10 flies out")
+    figure.locator(".control-theory input").click()
     says(figure, "largest stable rate 0.11;")
     screenshot(momentum, "SCREENSHOT_MOMENTUM")
     press(momentum, figure, "steepness", "ArrowLeft", 10)
