@@ -95,7 +95,8 @@ def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, m
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`;
     dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
     grid: name of a hyperparameter -> values `[L]`, an axis each. A `seed` pairs runs: each value
-    draws weights (on the CPU, by `reset_parameters` or `init(model)`) and masks, the same for all other axes; seed: that of random layers without it;
+    draws weights (on the CPU, by `reset_parameters` or `init(model)`) and masks, the same
+    for all other axes; seed: that of random layers without such an axis;
     on_step: called as `on_step(step, loss)` with the losses so far `[*grid, n_steps]`; True stops;
     max_bytes: memory to use, by default half of what is free; more is trained in slices.
     Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not one

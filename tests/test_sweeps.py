@@ -26,7 +26,7 @@ import course_lib
 import course_lib.figures.sweeps
 import course_lib.support.ensemble
 import course_lib.support.live
-import course_lib.sweeps
+import course_lib.support.ensemble
 from course_lib.adam import Adam, AdamW, LAMB, Lion
 from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
@@ -327,7 +327,7 @@ def test_what_is_written_out_and_what_is_left_to_vmap():
 def test_written_out_equals_vmap(monkeypatch):
     train = lambda: sweep(net(), F.cross_entropy, SGD, pairs(), 10, {"lr": [1e-3, .01, .1]})
     written_out = train()
-    monkeypatch.setattr(course_lib.sweeps, "is_mlp", lambda model: False)
+    monkeypatch.setattr(course_lib.support.ensemble, "is_mlp", lambda model: False)
     torch.testing.assert_close(train().loss, written_out.loss, rtol=1e-12, atol=1e-12)
 
 
