@@ -49,10 +49,7 @@ def features(model, x, batch_size=500):
 
 # %% ../nbs/11_transfer.ipynb #ab78c7d2
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions with batchnorm, added to their input (He et al., 2016).
-
-    `[B, n_in, h, w]` -> `[B, n_out, h / stride, w / stride]`
-    """
+    "Two 3×3 convolutions, added to their input: `[B, n_in, h, w]` -> `[B, n_out, h / stride, …]`."
     def __init__(self, n_in, n_out, stride=1):
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
@@ -69,10 +66,7 @@ class ResidualBlock(nn.Module):
 # %% ../nbs/11_transfer.ipynb #9a4b5be9
 @checked(n_classes=positive_int)
 def small_resnet(n_classes=len(CLASSES)):
-    """A residual net for `[B, 1, 28, 28]` with 0.3 million parameters and random weights.
-
-    An `nn.Sequential` of stem, stage1, stage2, stage3 and head; that ends in an `nn.Linear`.
-    """
+    "A residual net for `[B, 1, 28, 28]`: stem, three stages, a head that ends in an `nn.Linear`."
     stem = nn.Sequential(nn.Conv2d(1, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
     model = nn.Sequential(OrderedDict(
@@ -146,10 +140,8 @@ class MoveStatistics(Callback):
 # %% ../nbs/11_transfer.ipynb #bd314bcc
 @checked(opt_func=a_function)
 def decay_weights_only(opt_func):
-    """An optimizer function like opt_func, whose weight decay spares what has one axis: biases, and
-    norms' scale and shift.
-
-    It splits each parameter group in two; the learner gives both parts the same rate.
+    """An optimizer function like opt_func, whose weight decay spares biases and norms. It splits
+    each parameter group in two; the learner gives both parts the same rate.
     """
     def make(params, **hypers):
         if isinstance(params, torch.Tensor): return opt_func(params, **hypers)  # which says: a list
@@ -191,9 +183,8 @@ WAYS = {"scratch": .03, "head": .01, "fine-tune": slice(.001, .01)}  # the peaks
 def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
     """Train on few images and return the accuracy on the rest, 0 to 1; both as from `draw_few`.
 
-    way: "scratch", "head" (the pretrained body frozen, the head new) or "fine-tune" (all learn);
-    lr: the peak of the one-cycle, by default that of `WAYS`; n_steps: batches of 50, with AdamW;
-    backbone: what is copied, by default `glyph_backbone()`. `ValueError` for n_steps below 1.
+    way: a key of `WAYS`, whose value is the default of lr, the peak of a one-cycle with AdamW;
+    n_steps: batches of 50, at least 1 (`ValueError`); backbone: by default `glyph_backbone()`.
     """
     if way not in WAYS: raise ValueError(f"way must be one of {', '.join(WAYS)}, not {way!r}.")
     n_steps = positive_int("n_steps", n_steps)
@@ -259,13 +250,11 @@ def pets(root=None, size=224, large=288, batch_size=64, n_valid=None, device=Non
          download=True):
     """The Oxford-IIIT Pets (Parkhi et al., 2012), 37 breeds, as `DataLoaders` with `.classes`.
 
-    They give normalised float images `[n, 3, size, size]`, cropped at random in training, and int64
-    targets `[n]`, on the device. `.train.x` are uint8 `[n, 3, large, large]`, on disk.
-
-    root: see `data_root`; large: side in pixels of the square that each photo is decoded to, once;
-    n_valid: how many training photos are cut off for validation, by default a sixth, the same for
-    every seed. Raises `DownloadError` where files are missing and cannot be had, `DamagedFileError`
-    where one is damaged, `DataError` where the disk has no room for the decoded photos.
+    Normalised float images `[n, 3, size, size]`, cropped at random in training, and int64 targets
+    `[n]`; `.train.x` are uint8 `[n, 3, large, large]`, on disk. root: see `data_root`; large: side
+    of the square that each photo is decoded to, once; n_valid: how many training photos are cut off
+    for validation, by default a sixth. Raises `DownloadError` where files cannot be had,
+    `DamagedFileError` where one is damaged, `DataError` where the disk has no room.
     """
     return _photo_loaders(
         pets_source(root), size, large, batch_size, n_valid, device, seed, download)

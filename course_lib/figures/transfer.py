@@ -42,6 +42,7 @@ def head_explorer(x, y, n_steps=60):
     margins = .05 * (right - left), .05 * (high - low)
     places.set(xlim=(left - margins[0], right + margins[0]), ylim=(low - margins[1], high + margins[1]), xlabel="first principal component", ylabel="second principal component",
                title="Black: trained on; coloured: some of the rest")
+    places.locator_params(nbins=6, steps=[1, 2, 5, 10])
     artists = [*drawn, *curve.plot([], [], color=COLORS["blue"], label="on the rest"),
                *curve.plot([], [], color=COLORS["orange"], ls="--", label="on its own images")]
     curve.set(xlim=(0, n_steps), ylim=(0, 1.02), xlabel="step", ylabel="accuracy",
@@ -92,13 +93,13 @@ FOUR_WAYS = {"all, one rate": "everything at once,\none rate", "all, slice": "ev
 
 @styled
 def ways_figure(trials):
-    "Accuracies of four ways to fine-tune, ten draws each: at the way's best rate, and at three times that."
+    "Accuracies of four ways to fine-tune, ten draws each: at the way's best rate, and at 0.03."
     fig = Figure(figsize=(11, 4.2))
     for ax, (name, title) in zip(fig.subplots(1, len(SETS), sharey=True), SETS.items()):
         for row, way in enumerate(FOUR_WAYS):
             run = trials[name]["ways"][way]
             for key, color, marker, up, label in (("final", "blue", "o", -.14, "at its best rate"),
-                                                  ("three times lr", "orange", "D", .14, "at three times that")):
+                                                  ("too large", "orange", "D", .14, "at 0.03, too large")):
                 at = np.full(len(run[key]), row + up)
                 ax.plot(run[key], at, ls="", marker=marker, ms=4, mfc="none", color=COLORS[color], alpha=.7)
                 ax.plot([np.mean(run[key])], at[:1], ls="", marker=marker, ms=10, color=COLORS[color], label=label)
