@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'features', 'ResidualBlock', 'small_resnet', 'glyph_backbone', 'replace_head', 'layer_groups', 'freeze_to',
-           'freeze', 'unfreeze', 'MoveStatistics', 'decay_weights_only', 'fine_tune', 'few_shot', 'tta', 'gray_to_rgb',
+           'freeze', 'unfreeze', 'decay_weights_only', 'MoveStatistics', 'fine_tune', 'few_shot', 'tta', 'gray_to_rgb',
            'pets', 'imagenette']
 
 # %% ../nbs/11_transfer.ipynb #197d3cd8
@@ -82,9 +82,8 @@ def glyph_backbone(path=None, device=None):
     path: weights of your own, as data/train_glyphs.py writes them, instead of the course's. Raises
     `DamagedFileError` for a damaged or missing file, `ValueError` for another model's weights.
     """
-    weights = glyph_weights(path)
     with torch.random.fork_rng(devices=[]): model = small_resnet()  # its random weights go at once
-    model = load_weights(model, weights, str(path or "glyphs.safetensors"))
+    model = load_weights(model, glyph_weights(path), str(path or "glyphs.safetensors"))
     return model.eval().to(default_device() if device is None else device)
 
 # %% ../nbs/11_transfer.ipynb #2d570949
@@ -131,12 +130,6 @@ def unfreeze(model):
     "All of the model learns."
     freeze_to(model, 0)
 
-# %% ../nbs/11_transfer.ipynb #bdc035b2
-class MoveStatistics(Callback):
-    "Lets the running statistics of frozen normalization layers follow the new data."
-    def before_train(self, learn):
-        for norm in frozen_norms(learn.model): norm.train()
-
 # %% ../nbs/11_transfer.ipynb #bd314bcc
 @checked(opt_func=a_function)
 def decay_weights_only(opt_func):
@@ -151,6 +144,12 @@ def decay_weights_only(opt_func):
         return opt_func([part for part in parts if part["params"]], **hypers)
 
     return make
+
+# %% ../nbs/11_transfer.ipynb #bdc035b2
+class MoveStatistics(Callback):
+    "Lets the running statistics of frozen normalization layers follow the new data."
+    def before_train(self, learn):
+        for norm in frozen_norms(learn.model): norm.train()
 
 # %% ../nbs/11_transfer.ipynb #2b3cae47
 def fine_tune(learn, n_epochs, base_lr=None, freeze_epochs=1, lr_mult=100, cbs=()):
@@ -206,7 +205,7 @@ def few_shot(few, rest, way, lr=None, n_steps=100, seed=0, backbone=None):
 # %% ../nbs/11_transfer.ipynb #421809ea
 @checked(dl=a_loader, transform=a_function)
 def tta(learn, dl=None, transform=None, n=4):
-    """Class probabilities `[N, n_classes]`, averaged over n + 1 versions of each input, and targets.
+    """Probabilities `[N, n_classes]`, averaged over n + 1 versions of each input, and the targets.
 
     One is as it is, by the transform of dl, by default the validation loader; n are random, by
     transform, `(xb, yb) -> (xb, yb)`, by default the training loader's. `ValueError` without one.

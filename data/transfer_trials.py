@@ -74,7 +74,7 @@ def mean(values): return sum(values) / len(values)
 
 
 def measure_way(dls, way):
-    "One entry of the file; also how a fine-tuned net does at a rate that is too large."
+    "One entry of the file; for the four ways to fine-tune also at a rate that is too large."
     lrs = WAYS[way][1]
     by_lr = [mean([reached(dls, way, lr, draw) for draw in TRY_DRAWS]) for lr in lrs]
     best = lrs[by_lr.index(max(by_lr))]
@@ -119,7 +119,8 @@ def measure(name):
     for way in WAYS:
         ways[way] = run = measure_way(dls, way)
         print(f"{name}, {way}: lr {run['lr']}, {mean(run['final']):.1%}", flush=True)
-    return {"ways": ways, "statistics": measure_statistics(dls), "looks": measure_looks(dls, ways["head first, slice"]["lr"])}
+    lr = ways["head first, slice"]["lr"]
+    return {"ways": ways, "statistics": measure_statistics(dls), "looks": measure_looks(dls, lr)}
 
 
 def rounded(value):

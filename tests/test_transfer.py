@@ -577,10 +577,11 @@ def test_the_figures_draw_what_was_measured():
     for ax, name in zip(looks.axes, ("mnist", "digits")):
         found = trials[name]["looks"]
         drawn = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
-        assert drawn == pytest.approx([100 * paired(found[key], found["as it is"]).mean for key in ("changed", "five looks")])
-    for ax, name in zip(by_n.axes, curves["data"]):
-        heads = [container for container in ax.containers if "frozen" in container.get_label()]
-        assert heads[0].lines[0].get_ydata() == pytest.approx([np.mean(run["head"]) for run in curves["data"][name].values()])
+        means = [100 * paired(found[key], found["as it is"]).mean for key in ("changed", "five looks")]
+        assert drawn == pytest.approx(means)
+    for ax, measured in zip(by_n.axes, curves["data"].values()):
+        [heads] = [container for container in ax.containers if "frozen" in container.get_label()]
+        assert heads.lines[0].get_ydata() == pytest.approx([np.mean(run["head"]) for run in measured.values()])
 
 
 def test_printed_characters_repeat_and_are_normalised():
