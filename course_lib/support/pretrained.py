@@ -63,9 +63,9 @@ def imagenet_resnet(name="resnet18", download=True):
 def run_if(wanted, what, downloads, model, shape, n_images, run):
     "Say what it downloads and how long it takes; run it where that is wanted, and say in a line why it cannot be had."
     seconds, operations = cost_per_image(model, shape)
-    here, fast = n_images * seconds / 60, n_images * operations / 1e13 / 60
-    print(f"{what}: downloads {downloads}. Training takes about {here:,.1f} minutes on this "
-          f"{next(model.parameters()).device.type}, and {fast:,.2f} where 10 TFLOP/s are reached (calculated).")
+    takes = lambda seconds: f"{seconds / 60:,.0f} minutes" if seconds > 120 else f"{seconds:,.1f} seconds"
+    print(f"{what}: downloads {downloads}. Training takes about {takes(n_images * seconds)} on this "
+          f"{next(model.parameters()).device.type}, {takes(n_images * operations / 1e13)} at 10 TFLOP/s (calculated).")
     if not wanted: return print("Skipped: set LARGE = True to run it.")
     try: return run()
     except DataError as error: print(f"Skipped: {error}")
