@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 from torch import nn
 
 from ..adam import AdamW
@@ -103,8 +103,9 @@ def ways_figure(trials):
                 at = np.full(len(run[key]), row + up)
                 ax.plot(run[key], at, ls="", marker=marker, ms=4, mfc="none", color=COLORS[color], alpha=.7)
                 ax.plot([np.mean(run[key])], at[:1], ls="", marker=marker, ms=10, color=COLORS[color], label=label)
-        ax.set(title=title, xlabel="accuracy on digits that it never saw")
+        ax.set(title=title, xlabel="accuracy on digits that it never saw", xlim=(.795, 1.005))
         ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        ax.xaxis.set_major_locator(MultipleLocator(.05))
         ax.set_yticks(range(len(FOUR_WAYS)), FOUR_WAYS.values())
         ax.set_ylim(len(FOUR_WAYS) - .5, -.5)
     ax.legend(*(part[:2] for part in ax.get_legend_handles_labels()), loc="lower left")
@@ -147,4 +148,5 @@ def looks_figure(trials):
         ax.axvline(0, color=GHOST, ls="--", lw=1.5)
         ax.set(title=title, xlabel="points against the plain look", ylim=(1.5, -.5))
         ax.set_yticks([0, 1], ["one changed look", "five looks, averaged"])
+        ax.xaxis.set_major_locator(MultipleLocator(.5))
     return fig
