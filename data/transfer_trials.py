@@ -1,6 +1,6 @@
 """What chapter 11 claims about transfer, over ten draws of a hundred digits: writes data/results/transfer_trials.json.
 
-    python data/transfer_trials.py          about four minutes on two cores, a data set on each; MNIST must be on disk
+    python data/transfer_trials.py          some minutes on two idle cores, a data set on each; MNIST must be on disk
 
 Each way takes 50 steps of 50, scratch 100. It tries its rates on two draws; at its best one, ten other draws say how it
 does, so that what chose the rate is not what judges it. Accuracies are of about 1,000 digits that no way has seen.
