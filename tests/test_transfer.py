@@ -13,12 +13,15 @@ from torch import nn
 
 from course_lib import (AdamW, Callback, CancelFitException, DataLoaders, Learner, SGD, TensorLoader, accuracy,
                         batchnorm)
-from course_lib.figures.transfer import head_explorer
+from course_lib.figures.transfer import FOUR_WAYS, curves_figure, head_explorer, looks_figure, ways_figure
 from course_lib.support import pretrained
 from course_lib.support.files import DamagedFileError, DownloadError
+from course_lib.support.glyphs import glyph_curves, printed
+from course_lib.support.paired import paired
 from course_lib.support.photos import CenterCrop, RandomResizedCrop
 from course_lib.sweeps import sweep
-from course_lib.support.pretrained import imagenet_resnet, load_weights
+from course_lib.support.pretrained import imagenet_resnet, load_weights, run_if
+from course_lib.support.results import results
 from course_lib.transfer import (
     MoveStatistics, ResidualBlock, decay_weights_only, features, freeze, freeze_to, gray_to_rgb, layer_groups,
     replace_head, unfreeze)
@@ -548,6 +551,52 @@ def test_many_black_digits_leave_the_others_to_be_seen():
         return (left.max(-1) < 60).sum(), (np.ptp(left, -1) > 60).sum()  # black pixels, coloured ones
     (few, colours), (many, left_over) = inked(1), inked(60)
     assert 0 < few < many and left_over > .5 * colours
+
+
+# --- what was measured, and how it is drawn
+
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_the_trials_have_ten_draws_and_rates_within_the_range_that_was_tried(name):
+    trials = results("transfer_trials")
+    assert "data/transfer_trials.py" in trials["made"] and "draws 0 to 9" in trials["made"]
+    found = trials[name]
+    runs = [run[key] for run in found["ways"].values() for key in ("final", "too large") if key in run]
+    for run in [*runs, *found["statistics"].values(), *found["looks"].values()]:
+        assert len(run) == 10 and all(.2 < share <= 1 for share in run)
+    for way, run in found["ways"].items():
+        assert run["lr"] == run["lrs"][int(np.argmax(run["by_lr"]))], way
+        if way in FOUR_WAYS: assert run["lrs"][0] < run["lr"] < run["lrs"][-1], way
+
+
+def test_the_figures_draw_what_was_measured():
+    trials, curves = results("transfer_trials"), glyph_curves()
+    ways, looks, by_n = ways_figure(trials), looks_figure(trials), curves_figure(curves)
+    for ax, name in zip(ways.axes, ("mnist", "digits")):
+        means = sorted(np.mean(trials[name]["ways"][way][key]) for way in FOUR_WAYS for key in ("final", "too large"))
+        assert sorted(line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1) == pytest.approx(means)
+    for ax, name in zip(looks.axes, ("mnist", "digits")):
+        found = trials[name]["looks"]
+        drawn = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+        means = [100 * paired(found[key], found["as it is"]).mean for key in ("changed", "five looks")]
+        assert drawn == pytest.approx(means)
+    for ax, measured in zip(by_n.axes, curves["data"].values()):
+        [heads] = [container for container in ax.containers if "frozen" in container.get_label()]
+        assert heads.lines[0].get_ydata() == pytest.approx([np.mean(run["head"]) for run in measured.values()])
+
+
+def test_printed_characters_repeat_and_are_normalised():
+    x, y = printed("ЖΩ", 3, seed=1)
+    assert x.shape == (6, 1, 28, 28) and y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert abs(x.mean()) < 1e-5 and x.std() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(x, printed("ЖΩ", 3, seed=1)[0]) and not torch.equal(x, printed("ЖΩ", 3)[0])
+
+
+def test_what_is_large_is_run_where_it_is_wanted_and_says_why_not(capsys):
+    def missing(): raise DownloadError("no network here")
+    ask = lambda wanted, run: run_if(wanted, "A net", "3 bytes", net(), (1, 12, 12), 1e6, run)
+    assert ask(False, lambda: 1) is None and "A net: downloads 3 bytes." in (said := capsys.readouterr().out)
+    assert "Skipped: set LARGE = True" in said and ask(True, lambda: 1) == 1
+    assert ask(True, missing) is None and "Skipped: no network here" in capsys.readouterr().out
 
 
 # --- inputs, features, several looks

@@ -112,6 +112,24 @@ class GlyphLoader:
                 f"stroke {self.stroke:g}, affine {self.affine:g}, elastic {self.elastic:g}")
 
 
+def printed(characters, n_each, seed=0):
+    """Any characters in the DejaVu fonts, a little bent, n pictures of each: normalised images `[n, 1, 28, 28]` and the
+    places of their characters `[n]`. For those that are not in `CLASSES`, and that nobody trained on.
+    """
+    import matplotlib  # for its fonts alone
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 160) for name in FONTS if name.startswith("DejaVu")]
+    bank = torch.stack([torch.stack([render(font, character) for font in fonts]) for character in characters])
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(len(characters)).repeat_interleave(n_each)
+    n, uniform = len(targets), lambda *shape: 2 * torch.rand(*shape, generator=generator) - 1
+    glyphs = bank[targets, torch.randint(len(fonts), (n,), generator=generator)][:, None].float()
+    images = warp(glyphs, .2 * uniform(n), .2 * uniform(n), 1 + .1 * uniform(2, n), .06 * uniform(2, n),
+                  .05 * torch.randn(n, 2, 4, 4, generator=generator))
+    return (images - images.mean()) / images.std(), targets
+
+
 GLYPHS_SHA256 = "f1c8e5fc6b4c7fa27640f056ab67cbee2c3a3dab927d629ff7ce000cc5d68ef5"
 
 

@@ -7,7 +7,8 @@ from pickle import UnpicklingError
 import torch
 
 from .arguments import a_module, a_state_dict, checked
-from .files import DamagedFileError, DownloadError, open_url
+from .files import DamagedFileError, DataError, DownloadError, open_url
+from .speed import cost_per_image
 
 
 @checked(model=a_module, weights=a_state_dict)
@@ -57,3 +58,14 @@ def imagenet_resnet(name="resnet18", download=True):
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{weights.url} cannot be reached ({getattr(error, 'reason', error)})") from error
     return load_weights(get_model(name), state, str(path))
+
+
+def run_if(wanted, what, downloads, model, shape, n_images, run):
+    "Say what it downloads and how long it takes; run it where that is wanted, and say in a line why it cannot be had."
+    seconds, operations = cost_per_image(model, shape)
+    takes = lambda seconds: f"{seconds / 60:,.0f} minutes" if seconds > 120 else f"{seconds:,.1f} seconds"
+    print(f"{what}: downloads {downloads}. Training takes about {takes(n_images * seconds)} on this "
+          f"{next(model.parameters()).device.type}, {takes(n_images * operations / 1e13)} at 10 TFLOP/s (calculated).")
+    if not wanted: return print("Skipped: set LARGE = True to run it.")
+    try: return run()
+    except DataError as error: print(f"Skipped: {error}")

@@ -5,8 +5,8 @@ import re
 import torch
 from torch import fx, nn
 
-from .arguments import above_0, checked
-from .checks import as_list, positive_int
+from .arguments import a_dls, above_0, checked
+from .checks import as_list, positive_int, whole_number
 
 
 def has_parameters(module, recurse=False): return any(True for _ in module.parameters(recurse))
@@ -150,6 +150,30 @@ def first_of_each_class(y, order, n):
         if len(rows[-1]) < n: raise ValueError(f"Class {target} has {len(rows[-1])} images, and {n} of each were asked "
                                                "for.")
     return torch.cat(rows)
+
+
+@checked(dls=a_dls, draw=whole_number)
+def draw_few(dls, n_per_class, draw=0, n_rest=10_000):
+    """n images of each class, and the rest to test on: `(x, y), (x_rest, y_rest)`.
+
+    Drawn from all parts of `dls` together; draw: the seed; n_rest: at most so many, from the end, where the test part is.
+    Raises `ValueError` where a class has too few, and where none is left.
+    """
+    parts = [part for part in (dls.train, dls.valid, dls.test) if part is not None]
+    x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(draw)).to(y.device)
+    few = first_of_each_class(y, order, n_per_class)
+    left = torch.ones_like(y, dtype=torch.bool)
+    left[few] = False
+    rest = left.nonzero()[-positive_int("n_rest", n_rest):, 0]
+    if not len(rest): raise ValueError(f"{n_per_class} images of each class are all there are: none is left to test.")
+    return (x[few], y[few]), (x[rest], y[rest])
+
+
+def best_scratch(measured):
+    "The rate at which scratch is best on average, and its accuracies by draw: `(rate, [draws])`."
+    rate, accuracies = max(measured["scratch"].items(), key=lambda item: sum(item[1]))
+    return float(rate), accuracies
 
 
 def tta_inputs(learn, dl, transform):
