@@ -17,6 +17,39 @@ from .state import loader_state, set_loader_state
 from .tensors import batch_size, map_tensors, to_device
 
 
+# The loop of `Learner`, as `show_loop` prints it; the chapter holds it against what happens.
+LOOP = """\
+before_fit
+for each epoch:
+    before_epoch
+    before_train
+    for each batch of dls.train:
+        before_batch
+        pred = model(xb)
+        after_pred
+        loss = loss_func(pred, yb)
+        after_loss
+        before_backward
+        loss.backward()
+        after_backward
+        before_step
+        opt.step(), opt.zero_grad()
+        after_step
+        after_batch
+    after_train
+    before_validate
+    for each batch of dls.valid:
+        before_batch
+        pred = model(xb)
+        after_pred
+        loss = loss_func(pred, yb)
+        after_loss
+        after_batch
+    after_validate
+    after_epoch
+after_fit"""
+
+
 class Averages:
     """Averages over the batches of a pass, each weighed by its number of samples, and the smoothed training loss.
 
@@ -167,6 +200,14 @@ def check_learns(loss):
     if not check_mean("The loss", loss).requires_grad:
         raise ValueError("The loss depends on no parameter that learns: either all are frozen, or it was detached "
                          "(.detach(), .item(), .data, torch.no_grad()) in the model or in loss_func.") from None
+
+
+def backward(loss):
+    "`loss.backward()`, which says in plain words what is wrong with a loss that has no gradient."
+    try: loss.backward()
+    except (RuntimeError, AttributeError):
+        check_learns(loss)
+        raise
 
 
 def check_classes(pred, targets):
