@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVENTS', 'FIT', 'EPOCH', 'TRAIN', 'VALIDATE', 'BATCH', 'BACKWARD', 'STEP', 'VALID_BATCH', 'Callback',
            'CancelException', 'CancelStepException', 'CancelBatchException', 'CancelTrainException',
-           'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Stage', 'Stages', 'BatchLoop',
+           'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Stages', 'BatchLoop', 'Passes',
            'EpochLoop', 'Learner', 'accuracy', 'TerminateOnNaN', 'ModelResetter', 'RNNRegularizer']
 
 # %% ../nbs/06_learner.ipynb #1c19096c
@@ -14,7 +14,7 @@ import math
 from torch import nn
 
 from .momentum import SGD
-from .support.callbacks import CheckedCallback, in_order
+from .support.callbacks import CheckedCallback, Stage, StageException, in_order
 from .support.checks import as_list
 from .support.learner import (
     LOOP, LearnerBase, backward, check_classes, check_penalties, samples_with_nan)
@@ -30,7 +30,7 @@ EVENTS = ("before_fit", "before_epoch", "before_train",
 
 # %% ../nbs/06_learner.ipynb #2035ec6e
 class Callback(CheckedCallback):
-    """Something that happens at events of the loop: a method for each, `def after_loss(self, learn)`.
+    """What happens at events of the loop: a method for each, such as `def after_loss(self, learn)`.
 
     run_before, run_after: tuples of callback classes, where the order matters;
     in_lr_find: whether it runs in a search for the learning rate too (not what records or saves).
@@ -39,56 +39,34 @@ class Callback(CheckedCallback):
     events, run_before, run_after, in_lr_find = EVENTS, (), (), True
 
 # %% ../nbs/06_learner.ipynb #35662cda
-class CancelException(Exception):
-    """Raised by a callback to skip the rest of a stage; where it is not under way, an error.
-
-    skips: the stage; severity: when several are raised at once, the highest wins.
-    """
-    skips, severity = "", 0
-
-    def __str__(self):  # whoever reads it: nobody caught it
-        return super().__str__() or (f"{type(self).__name__} was raised where no {self.skips} "
-                                     "is under way that it could cancel.")
+class CancelException(StageException):
+    "Raised by a callback to skip the rest of a stage; an error where that is not under way."
 
 
-class CancelStepException(CancelException):
-    "Skips the step: the gradient stays, and the next is added; before backward, skips that too."
-    skips, severity = "step", 1
+class CancelStepException(CancelException, skips="step", severity=1):
+    "Skips the step: its gradient stays, and the next is added; before backward, skips that too."
 
 
-class CancelBatchException(CancelException):
+class CancelBatchException(CancelException, skips="batch", severity=2):
     "Skips the rest of a batch; it counts nowhere, and its gradient is dropped."
-    skips, severity = "batch", 2
 
-# %% ../nbs/06_learner.ipynb #35662cdb
-class CancelTrainException(CancelException):
+
+class CancelTrainException(CancelException, skips="train", severity=3):
     "Skips the rest of an epoch's training; validation comes next."
-    skips, severity = "train", 3
 
 
-class CancelValidateException(CancelException):
+class CancelValidateException(CancelException, skips="validate", severity=3):
     "Skips the rest of a validation."
-    skips, severity = "validate", 3
 
 
-class CancelEpochException(CancelException):
+class CancelEpochException(CancelException, skips="epoch", severity=4):
     "Skips the rest of an epoch, its validation too."
-    skips, severity = "epoch", 4
 
 
-class CancelFitException(CancelException):
-    "Skips the rest of the fit, so that it ends: `after_fit` still comes, and no error comes out."
-    skips, severity = "fit", 5
+class CancelFitException(CancelException, skips="fit", severity=5):
+    "Skips the rest of the fit: it ends, `after_fit` still comes, and no error comes out."
 
 # %% ../nbs/06_learner.ipynb #03ebac31
-class Stage:
-    "A part of the loop with a before and an after; `caught`: the exceptions that cancel it."
-    def __init__(self, name, *caught):
-        self.name, self.caught = name, caught
-        self.before, self.after = f"before_{name}", f"after_{name}"
-        self.events = self.before, self.after, f"after_cancel_{name}"
-
-
 FIT, EPOCH = Stage("fit", CancelFitException), Stage("epoch", CancelEpochException)
 TRAIN, VALIDATE = Stage("train", CancelTrainException), Stage("validate", CancelValidateException)
 BATCH, BACKWARD = Stage("batch", CancelBatchException, CancelStepException), Stage("backward")
@@ -98,9 +76,6 @@ STEP, VALID_BATCH = Stage("step", CancelStepException), Stage("batch", CancelBat
 class Stages(LearnerBase):
     "Runs the stages of the loop, with their events, and decides what an exception skips."
     events, cancel = EVENTS, CancelException
-
-    def _call(self, event):
-        for callback in self._listeners[event]: self._run(callback, event)
 
     def _stage(self, stage, work):
         "before, work, after. What is raised skips the rest, up to the stage it names."
@@ -147,17 +122,9 @@ class BatchLoop(Stages):
         self.opt.step()
         drop_grads(self.opt)
 
-# %% ../nbs/06_learner.ipynb #03ebac36
-class EpochLoop(BatchLoop):
-    "Epochs, each a pass over the training data and one over the validation data."
-    def _epochs(self):
-        for self.epoch in range(self.n_epoch): self._stage(EPOCH, self._epoch)
-
-    def _epoch(self):
-        self._pass(TRAIN, self.dls.train)
-        if self.dls.valid is not None: self._pass(VALIDATE, self.dls.valid)
-        self.epochs_done += 1
-
+# %% ../nbs/06_learner.ipynb #06a1c104
+class Passes(BatchLoop):
+    "A pass over a loader: a training or a validation."
     def _pass(self, stage, dl):
         with self._pass_over(dl, training=stage is TRAIN): self._stage(stage, self._batches)
 
@@ -170,15 +137,42 @@ class EpochLoop(BatchLoop):
                 try: self._stage(stage, self._batch)
                 finally: self._count()
 
+    def validate(self, dl=None):
+        """Average loss and metrics over `dl`, by default the validation set: name -> number.
+        Calls the events of a validation, not before_fit; cancelled: the averages up to there."""
+        fitting = self.fit_cbs is not None
+        with self._validating(dl) as dl, self._callbacks(self.fit_cbs if fitting else self.cbs):
+            try: self._pass(VALIDATE, dl)
+            except (CancelEpochException, CancelFitException):
+                if fitting: raise  # it is the fit's
+            return self.averages.results()
+
+# %% ../nbs/06_learner.ipynb #03ebac36
+class EpochLoop(Passes):
+    "Epochs, each a pass over the training data and one over the validation data."
+    def _epochs(self):
+        for self.epoch in range(self.n_epoch): self._stage(EPOCH, self._epoch)
+
+    def _epoch(self):
+        self._pass(TRAIN, self.dls.train)
+        if self.dls.valid is not None: self._pass(VALIDATE, self.dls.valid)
+        self.epochs_done += 1
+
+    def show_loop(self, cbs=()):
+        "Print the loop with the callbacks that act at each of its places."
+        cbs = in_order([*self.cbs, *as_list("cbs", cbs)])
+        for line in LOOP.splitlines():
+            acting = [repr(cb) for cb in cbs if hasattr(cb, line.strip())]
+            print(f"{line:<36} {', '.join(acting)}".rstrip())
+
 # %% ../nbs/06_learner.ipynb #9c5f089a
 class Learner(EpochLoop):
     """A model, data, a loss and an optimizer, trained by a loop that callbacks plug into.
 
-    model: an `nn.Module`; dls: has `train` and `valid` (or None), loaders of `(xb, yb)` with a length;
+    model: an `nn.Module`; dls: has `train`, `valid` (or None), loaders of `(xb, yb)` with a length;
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameter groups -> optimizer;
-    lr: a number, or a `slice` over the groups, by default what opt_func takes; cbs: callbacks of
-    every fit; metrics: functions `(pred, targets) -> mean over the batch`; splitter: model -> list of
-    lists of parameters. Raises `ValueError` for what cannot be trained.
+    lr: a number, or a `slice` over the groups; cbs: callbacks of every fit; metrics: functions
+    like loss_func; splitter: model -> lists of parameters. `ValueError` for what cannot be trained.
     """
     def __init__(self, model, dls, loss_func, opt_func=SGD, lr=None, cbs=(), metrics=(),
                  splitter=None):
@@ -195,16 +189,14 @@ class Learner(EpochLoop):
 
 # %% ../nbs/06_learner.ipynb #27ab3001
 def accuracy(pred, targets):
-    """The share of a batch whose largest output is the right class: `[B, classes]`, `[B]` -> tensor.
-
-    Raises `ValueError` for other shapes, which would be compared all with all.
-    """
+    """The share of a batch whose largest output is right: `[B, classes]`, `[B]` -> tensor.
+    Raises `ValueError` for other shapes, which would be compared all with all."""
     check_classes(pred, targets)
     return (pred.argmax(1) == targets).float().mean()
 
 # %% ../nbs/06_learner.ipynb #42603928
 class TerminateOnNaN(Callback):
-    "Ends the fit at the first loss that is NaN or infinite: before the step, and before it is counted."
+    "Ends the fit at the first loss that is NaN or infinite: before the step, before it counts."
     def before_fit(self, learn): self.stopped_at = None
 
     def after_loss(self, learn):
@@ -237,7 +229,7 @@ class RNNRegularizer(Callback):
 
     def before_fit(self, learn):
         layers = [module for module in learn.model.modules() if isinstance(module, nn.RNNBase)]
-        if not layers: raise ValueError("RNNRegularizer: no nn.RNN, nn.GRU or nn.LSTM in this model.")
+        if not layers: raise ValueError("RNNRegularizer: the model has no nn.RNN, GRU or LSTM.")
         self.hooks = [layer.register_forward_hook(self.keep) for layer in layers]
     def keep(self, layer, inputs, outputs):  # states [B, T, hidden]
         if layer.training:

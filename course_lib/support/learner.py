@@ -429,6 +429,9 @@ class LearnerBase:
             error.add_note(f"(raised by the callback {callback!r} in {event})")
             raise
 
+    def _call(self, event):
+        for callback in self._listeners[event]: self._run(callback, event)
+
     def _call_all(self, event, problem=None):
         "Every callback gets its turn, whatever another one raises; returns the most severe of what was raised."
         for callback in self._listeners[event]:
