@@ -80,8 +80,9 @@ class Stages(LearnerBase):
     def _stage(self, stage, work):
         "before, work, after. What is raised skips the rest, up to the stage it names."
         if stage in self._unheard: return work()  # no callback listens inside
-        problem = self.cancelled = None
+        problem = None
         try:
+            self.cancelled = None
             self._call(stage.before)
             work()
             self.cancelled = None  # a stage inside may have been
@@ -229,7 +230,7 @@ class RNNRegularizer(Callback):
 
     def before_fit(self, learn):
         layers = [module for module in learn.model.modules() if isinstance(module, nn.RNNBase)]
-        if not layers: raise ValueError("RNNRegularizer: the model has no nn.RNN, GRU or LSTM.")
+        if not layers: raise ValueError("RNNRegularizer: this model has no nn.RNN, GRU or LSTM.")
         self.hooks = [layer.register_forward_hook(self.keep) for layer in layers]
     def keep(self, layer, inputs, outputs):  # states [B, T, hidden]
         if layer.training:
