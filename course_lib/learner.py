@@ -16,8 +16,9 @@ from torch import nn
 from .momentum import SGD
 from .support.callbacks import CheckedCallback, Stage, StageException, in_order
 from .support.checks import as_list
-from .support.learner import (
-    LOOP, LearnerBase, backward, check_classes, check_penalties, samples_with_nan)
+from course_lib.support.learner import (
+    LOOP, LearnerBase, backward, check_classes, check_penalties, check_resets, recurrent_layers,
+    samples_with_nan)
 from .support.optimizer import drop_grads
 
 # %% ../nbs/06_learner.ipynb #7a7e37f3
@@ -115,9 +116,7 @@ class BatchLoop(Stages):
         self.has_grad = True
         backward(self.loss)
 
-    def step(self):
-        "The optimizer's step, with its events."
-        self._stage(STEP, self._step)
+    def step(self): self._stage(STEP, self._step)  # with its events
 
     def _step(self):
         self.opt.step()
@@ -163,8 +162,8 @@ class EpochLoop(Passes):
         "Print the loop with the callbacks that act at each of its places."
         cbs = in_order([*self.cbs, *as_list("cbs", cbs)])
         for line in LOOP.splitlines():
-            acting = [repr(cb) for cb in cbs if hasattr(cb, line.strip())]
-            print(f"{line:<36} {', '.join(acting)}".rstrip())
+            acting = ", ".join(repr(cb) for cb in cbs if hasattr(cb, line.strip()))
+            print(f"{line:<36} {acting}".rstrip())
 
 # %% ../nbs/06_learner.ipynb #9c5f089a
 class Learner(EpochLoop):
@@ -183,8 +182,7 @@ class Learner(EpochLoop):
         """Train for n_epochs more; a second fit goes on with the optimizer's state.
 
         lr: the rate from now on; cbs: callbacks of this fit alone; reset_opt: a new optimizer.
-        Errors come out unchanged, with a note that names callback and event; it can fit again.
-        """
+        Errors come out unchanged, with a note that names callback and event; it can fit again."""
         cbs = self._start_fit(n_epochs, lr, cbs, reset_opt)
         with self._callbacks(cbs), self._fitting(): self._stage(FIT, self._epochs)
 
@@ -210,9 +208,7 @@ class TerminateOnNaN(Callback):
 # %% ../nbs/06_learner.ipynb #5b5f03d8
 class ModelResetter(Callback):
     "Calls `reset()` on each module that has it, before each pass and at the end: for a memory."
-    def before_fit(self, learn):
-        if not any(hasattr(module, "reset") for module in learn.model.modules()):
-            raise ValueError("ModelResetter: no module of this model has a method reset().")
+    def before_fit(self, learn): check_resets(learn.model)
 
     def before_train(self, learn):
         for module in learn.model.modules():
@@ -229,8 +225,7 @@ class RNNRegularizer(Callback):
         self.alpha, self.beta, self.hooks, self.states = alpha, beta, [], []
 
     def before_fit(self, learn):
-        layers = [module for module in learn.model.modules() if isinstance(module, nn.RNNBase)]
-        if not layers: raise ValueError("RNNRegularizer: this model has no nn.RNN, GRU or LSTM.")
+        layers = recurrent_layers(learn.model)  # each nn.RNN, nn.GRU and nn.LSTM
         self.hooks = [layer.register_forward_hook(self.keep) for layer in layers]
     def keep(self, layer, inputs, outputs):  # states [B, T, hidden]
         if layer.training:

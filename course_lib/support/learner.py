@@ -219,6 +219,19 @@ def check_classes(pred, targets):
                          f"[batch]; got pred {pred} and targets {targets}.")
 
 
+def check_resets(model):
+    "Raises `ValueError` where `ModelResetter` would have nothing to reset."
+    if not any(hasattr(module, "reset") for module in model.modules()):
+        raise ValueError("ModelResetter: no module of this model has a method reset().")
+
+
+def recurrent_layers(model):
+    "Each `nn.RNN`, `nn.GRU` and `nn.LSTM` of a model; raises `ValueError` where there is none to regularize."
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    if not layers: raise ValueError("RNNRegularizer: this model has no nn.RNN, nn.GRU or nn.LSTM.")
+    return layers
+
+
 def check_penalties(owner, **penalties):
     "Raises `ValueError` unless all are finite numbers and at least 0."
     if all(isinstance(value, numbers.Real) and 0 <= value < math.inf for value in penalties.values()): return
