@@ -254,6 +254,12 @@ def test_a_callbacks_hook_may_cancel_whoever_listens(listener, cancel):
 
 # The live figure
 
+def way_out(tail):
+    "The events that follow at once, up to the next before_…."
+    return [SHORT[short] for short in itertools.takewhile(
+        lambda short: not short.endswith("("), written_out(tail.replace("✗", "")).split())]
+
+
 def test_the_live_figure_counts_what_the_table_of_events_says():
     "Each exception in each event, against the table; and each number in the words against the state."
     explorer, n_whole = cancel_explorer(), len(written_out("f( e( T V e) f)").split())
@@ -267,12 +273,13 @@ def test_the_live_figure_counts_what_the_table_of_events_says():
         state, words = explorer.set(exception=error.__name__, event=event), words_of(explorer)
         assert state == {"raised": error.__name__, "event": event, "n_events": len(shorts),
                          "n_skipped": n_whole - n_ran, "n_steps": shorts.count("s)") - (event == "before_step"),
-                         "caught": "✗" not in tail}
+                         "caught": "✗" not in tail, "then": way_out(tail)}
+        assert not state["then"] or ", ".join(state["then"]) in words
         check_words(state, words)
         assert not re.search(r"\b1 \w+s\b", words) and ("raises it" in words) == ("✗" in tail)
         state = explorer.set(exception="nothing", event=event)
         assert state == {"raised": "nothing", "event": event, "n_events": n_whole, "n_skipped": 0, "n_steps": 2,
-                         "caught": True}
+                         "caught": True, "then": []}
         check_words(state, words_of(explorer))
 
 

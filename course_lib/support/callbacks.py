@@ -1,4 +1,4 @@
-"""Callbacks that are checked when their class is made, and the order in which they run."""
+"""Callbacks that are checked when their class is made, the order in which they run, and what cancels a stage."""
 import difflib
 import inspect
 import re
@@ -24,6 +24,31 @@ class CheckedCallback:
             if not name.startswith("_") and callable(method := getattr(cls, name)): check_method(cls, name, method)
 
     def __repr__(self): return type(self).__name__
+
+
+class StageException(Exception):
+    """What `CancelException` inherits: `class CancelStepException(CancelException, skips="step", severity=1)`.
+
+    skips: the stage that it names; severity: when several are raised at once, the highest wins.
+    """
+    skips, severity = "", 0
+
+    def __init_subclass__(cls, skips=None, severity=None, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if skips is not None: cls.skips = skips
+        if severity is not None: cls.severity = severity
+
+    def __str__(self):  # whoever reads it: nobody caught it
+        return super().__str__() or (f"{type(self).__name__} was raised where no {self.skips} is under way "
+                                     "that it could cancel.")
+
+
+class Stage:
+    "A part of the loop that has a before and an after; `caught`: the exceptions that cancel it."
+    def __init__(self, name, *caught):
+        self.name, self.caught = name, caught
+        self.before, self.after = f"before_{name}", f"after_{name}"
+        self.events = self.before, self.after, f"after_cancel_{name}"
 
 
 def check_method(cls, name, method):

@@ -17,6 +17,39 @@ from .state import loader_state, set_loader_state
 from .tensors import batch_size, map_tensors, to_device
 
 
+# The loop of `Learner`, as `show_loop` prints it; the chapter holds it against what happens.
+LOOP = """\
+before_fit
+for each epoch:
+    before_epoch
+    before_train
+    for each batch of dls.train:
+        before_batch
+        pred = model(xb)
+        after_pred
+        loss = loss_func(pred, yb)
+        after_loss
+        before_backward
+        loss.backward()
+        after_backward
+        before_step
+        opt.step(), opt.zero_grad()
+        after_step
+        after_batch
+    after_train
+    before_validate
+    for each batch of dls.valid:
+        before_batch
+        pred = model(xb)
+        after_pred
+        loss = loss_func(pred, yb)
+        after_loss
+        after_batch
+    after_validate
+    after_epoch
+after_fit"""
+
+
 class Averages:
     """Averages over the batches of a pass, each weighed by its number of samples, and the smoothed training loss.
 
@@ -169,6 +202,14 @@ def check_learns(loss):
                          "(.detach(), .item(), .data, torch.no_grad()) in the model or in loss_func.") from None
 
 
+def backward(loss):
+    "`loss.backward()`, which says in plain words what is wrong with a loss that has no gradient."
+    try: loss.backward()
+    except (RuntimeError, AttributeError):
+        check_learns(loss)
+        raise
+
+
 def check_classes(pred, targets):
     "Raises `ValueError` unless outputs are `[B, classes]` and targets `[B]`; both may have further axes, the same."
     fits = all(isinstance(x, torch.Tensor) for x in (pred, targets)) and pred.ndim > 1
@@ -176,6 +217,19 @@ def check_classes(pred, targets):
         pred, targets = (list(x.shape) if isinstance(x, torch.Tensor) else shorten(x) for x in (pred, targets))
         raise ValueError("pred must be a tensor of outputs [batch, classes], and targets one of the right classes "
                          f"[batch]; got pred {pred} and targets {targets}.")
+
+
+def check_resets(model):
+    "Raises `ValueError` where `ModelResetter` would have nothing to reset."
+    if not any(hasattr(module, "reset") for module in model.modules()):
+        raise ValueError("ModelResetter: no module of this model has a method reset().")
+
+
+def recurrent_layers(model):
+    "Each `nn.RNN`, `nn.GRU` and `nn.LSTM` of a model; raises `ValueError` where there is none to regularize."
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    if not layers: raise ValueError("RNNRegularizer: this model has no nn.RNN, nn.GRU or nn.LSTM.")
+    return layers
 
 
 def check_penalties(owner, **penalties):
@@ -387,6 +441,9 @@ class LearnerBase:
         except BaseException as error:
             error.add_note(f"(raised by the callback {callback!r} in {event})")
             raise
+
+    def _call(self, event):
+        for callback in self._listeners[event]: self._run(callback, event)
 
     def _call_all(self, event, problem=None):
         "Every callback gets its turn, whatever another one raises; returns the most severe of what was raised."
