@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "nbs").glob("*.ipynb"))
 BADGE = "[![Open this chapter in Colab](images/open-in-colab.svg)](https://colab.research.google.com/github/"
 VIEW = "application/vnd.jupyter.widget-view+json"
+EXPORTED = {"00": 40, "01": 160, "02": 160, "03": 130, "04": 90, "05": 170, "06": 260, "09": 320, "10": 220, "11": 260}
 SECTIONS = ["Summary", "Questionnaire", "Further reading"]
 
 
@@ -108,6 +109,21 @@ def test_exercises_have_four_cells(nb):
 def test_lines_fit_on_a_slide(nb):
     for cell in code(nb):
         for line in cell.source.split("\n"): assert len(line) <= 120, line
+
+
+def lines(cell): return [line for line in cell.source.split("\n") if line.strip() and not line.startswith("#| ")]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_lesson_is_short_and_each_cell_fits_on_a_slide(name):
+    [path] = (ROOT / "nbs").glob(f"{name}_*.ipynb")
+    cells = code(nbformat.read(path, as_version=4))[1:]  # the first one, the set-up, is the same everywhere
+    shown = [cell for cell in cells if not cell.metadata.get("jupyter", {}).get("source_hidden")]
+    for cell in cells: assert len(lines(cell)) <= 25, cell.source
+    for line in (line for cell in shown for line in lines(cell)): assert len(line) <= 100, line
+    assert sum(len(lines(cell)) for cell in shown) <= 400
+    exported = [cell for cell in cells if cell.source.startswith("#| export")]
+    assert sum(len(lines(cell)) for cell in exported) <= EXPORTED[name]
 
 
 def test_links_between_chapters_lead_somewhere(nb):
