@@ -143,7 +143,7 @@ def course_data(root=None, **options):
     """`mnist(root, **options)` where that is on disk or can be downloaded,
     else `digits(**options)`; prints which, and why.
 
-    Only absence falls back: a damaged file raises `DamagedFileError`. Where `n_train` or `n_valid`
+    A file that is there but damaged raises `DamagedFileError`. Where `n_train` or `n_valid`
     ask for more digits than there are, the fallback gives what there is.
     """
     name, train, test, why = read_images(root, options.pop("download", True))
