@@ -94,7 +94,7 @@ def train(task, opt_func, n_steps):
 def train_small_net(dls, opt_func, n_steps, seed=0):
     """The small net after n batches of 64, and the loss of each: `(model, tensor [n_steps])`.
 
-    dls: `DataLoaders` of `TensorLoader`s; opt_func: parameters -> optimizer; seed: of weights and order.
+    dls: of `TensorLoader`s; opt_func: parameters -> optimizer; the seed fixes weights and order.
     """
     x, y = dls.train.x, dls.train.y
     shuffled = TensorLoader(x, y, 64, shuffle=True, drop_last=True, seed=seed + 1)
