@@ -8,7 +8,6 @@ __all__ = ['seeded', 'small_net', 'batches', 'accuracy_of', 'sgd_step', 'SmallOp
 
 # %% ../nbs/02_sgd.ipynb #ec4d59c5
 from collections import defaultdict
-from itertools import chain, islice, repeat
 from typing import NamedTuple
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import TensorLoader
-from .support.checks import whole_number
+from .support.data import first_batches
 from .support.optimizer import CheckedOptimizer, add_scaled, hyperparameters, loss_of
 from .support.words import next_word_windows
 
@@ -38,7 +37,7 @@ def small_net(device="cpu", seed=0):
 def batches(loader, n, seed=1, batch_size=64):
     "The first n batches of a `TensorLoader`'s images, epoch after epoch, in a seeded order."
     shuffled = TensorLoader(loader.x, loader.y, batch_size, shuffle=True, drop_last=True, seed=seed)
-    return islice(chain.from_iterable(repeat(shuffled)), whole_number("n", n, at_least=0))
+    return first_batches(shuffled, n)
 
 
 @torch.no_grad()
@@ -82,8 +81,8 @@ class Task(NamedTuple):
 def train(task, opt_func, n_steps):
     "Trains the task's model for n batches, from epoch 0 on; the loss of each, `[n_steps]`."
     optimizer, losses = opt_func(task.model.parameters()), []
-    n, task.loader.epoch = whole_number("n", n_steps, at_least=0), 0
-    for xb, yb in islice(chain.from_iterable(repeat(task.loader)), n):
+    task.loader.epoch = 0
+    for xb, yb in first_batches(task.loader, n_steps):
         loss = task.loss_func(task.model(xb), yb)
         loss.backward()
         optimizer.step()
@@ -95,12 +94,11 @@ def train(task, opt_func, n_steps):
 def train_small_net(dls, opt_func, n_steps, seed=0):
     """The small net after n batches of 64, and the loss of each: `(model, tensor [n_steps])`.
 
-    dls: `DataLoaders` of `TensorLoader`s; opt_func: parameters -> optimizer;
-    the seed fixes weights and order.
+    dls: of `TensorLoader`s; opt_func: parameters -> optimizer; the seed fixes weights and order.
     """
-    train_x, train_y, order = dls.train.x, dls.train.y, seed + 1
-    shuffled = TensorLoader(train_x, train_y, 64, shuffle=True, drop_last=True, seed=order)
-    task = Task(small_net(dls.train.x.device, seed), shuffled, F.cross_entropy)
+    x, y = dls.train.x, dls.train.y
+    shuffled = TensorLoader(x, y, 64, shuffle=True, drop_last=True, seed=seed + 1)
+    task = Task(small_net(x.device, seed), shuffled, F.cross_entropy)
     return task.model, train(task, opt_func, n_steps)
 
 # %% ../nbs/02_sgd.ipynb #b3e0d76b
@@ -111,9 +109,8 @@ class Optimizer(CheckedOptimizer):
     steppers: functions `stepper(p, grad, state, *, lr, …)`, called in order for each parameter with
     a gradient; they change `p` and its `state` (a dict) in place, and may return a gradient for
     the next. hypers: their keyword-only arguments; a tensor `[N]` gives each of N models along
-    the first axis its own (torch's schedulers turn numbers and tensors without an axis).
-    Raises `ValueError` for a hyperparameter that is missing, unknown or out of range,
-    and for parameters that cannot be stepped.
+    the first axis its own. Raises `ValueError` for a hyperparameter that is missing, unknown
+    or out of range, and for parameters that cannot be stepped.
     """
     @torch.no_grad()
     def step(self, closure=None):

@@ -186,7 +186,7 @@ def digits_explorer(dls, n_steps=200, opt_func=plain_sgd, **controls):
                          fontsize=11, zorder=6, bbox=LABEL_BOX)
     accuracy_ax.set(xlabel="learning rate", ylabel="validation accuracy (%)", xscale="log",
                     xlim=(8e-4, 40), ylim=(0, 102), title="What each rate reached")
-    ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(5)]
+    ghosts = [loss_ax.plot([], [], color=GHOST, ls="-", lw=1, alpha=.7)[0] for _ in range(10)]
     [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2)
     [others] = accuracy_ax.plot([], [], color=GHOST, marker="o", ls="", ms=5)  # the other settings' runs
     [dots] = accuracy_ax.plot([], [], color=COLORS["blue"], marker="o", ls="", ms=8)
@@ -196,7 +196,7 @@ def digits_explorer(dls, n_steps=200, opt_func=plain_sgd, **controls):
                           "Right: the validation accuracy that each rate tried so far reached: "
                           "low for tiny rates, high over a wide range, then a cliff.")
     valid_x, valid_y = dls.valid.x[:1000], dls.valid.y[:1000]
-    tried, earlier = {}, deque(maxlen=5)
+    tried, earlier = {}, deque(maxlen=10)
 
     def train(lr, **settings):
         model, losses = small_net(valid_x.device), []  # the same start for every rate
@@ -239,5 +239,6 @@ def digits_explorer(dls, n_steps=200, opt_func=plain_sgd, **controls):
 
     return explore(train, live, words=words,
                    caption="Live figure. Each move of the slider trains a network on real digits; "
-                           "grey curves are the runs before, each dot is one run.",
+                           "grey curves are earlier runs, at most ten, and each dot is one run, "
+                           f"judged on {len(valid_y):,} validation images.",
                    lr=widgets.FloatLogSlider(.1, base=10, min=-3, max=1.5, step=.05, readout_format=".3g"), **controls)

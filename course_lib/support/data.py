@@ -2,6 +2,7 @@
 import functools
 import math
 import numbers
+from itertools import chain, islice, repeat
 
 import torch
 
@@ -48,6 +49,11 @@ class CheckedLoader:
     def __repr__(self):
         return (f"{type(self).__name__}: {len(self.x):,} items {list(self.x.shape[1:])} on {self.x.device}, "
                 f"{len(self):,} batches of {self.batch_size}{', shuffled' * self.shuffle}")
+
+
+def first_batches(loader, n):
+    "The first n batches of a loader, which begins again when it is through."
+    return islice(chain.from_iterable(repeat(loader)), whole_number("n", n, at_least=0))
 
 
 def split_sizes(n, n_train=None, n_valid=None):
