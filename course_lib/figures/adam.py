@@ -147,7 +147,8 @@ def race_explorer(contenders=CONTENDERS):
     return explore(race, live, words=words,
                    caption="Live figure. A ring marks the start, a star the lowest point. The first slider multiplies "
                            "each contender's own best rate on this landscape. Without weight decay AdamW walks on "
-                           "Adam's path; with it all are pulled to (0, 0).",
+                           "Adam's path; with it all are pulled to (0, 0), which is the lowest point itself on three "
+                           "of the landscapes: decay looks better there than it is.",
                    landscape=widgets.Dropdown(options=list(LANDSCAPES)),
                    lr=widgets.FloatLogSlider(1, base=10, min=-1.5, max=1.5, step=.02, description="lr × own best",
                                              readout_format=".2f"),
