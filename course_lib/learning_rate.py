@@ -75,10 +75,10 @@ class LRFinder(RangeTest, Callback):
 def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor=4, on_step=None):
     """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was.
 
-    The rate grows geometrically from start_lr to end_lr over num_it batches; it stops when the
-    smoothed loss is above stop_factor times its best. With layer groups the last one's rate is
-    meant, the others keep their proportion to it. on_step: called with the `LRFind` so far.
-    Raises `ValueError` for wrong arguments and `RuntimeError` in the middle of a fit.
+    The rate grows from start_lr to end_lr over num_it batches, or until the smoothed loss is above
+    stop_factor times its best. Of layer groups the last one's rate is meant, the others keep their
+    proportion. on_step: called with the `LRFind` so far. Raises `ValueError` for wrong arguments
+    and `RuntimeError` in the middle of a fit.
     """
     lrs = search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor)
     finder, before = LRFinder(lrs, smooth, stop_factor, on_step), Snapshot(learn)
@@ -198,12 +198,11 @@ class ParamScheduler(Scheduler):
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d15
 class LRScheduler(Scheduler):
-    """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called at the start of
-    each fit.
+    """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called as a fit begins.
 
     call_on: "after_batch" or "after_epoch", when it is stepped; monitor: the result that
-    `ReduceLROnPlateau` is told. Warns where the other place fits the scheduler better, and says
-    what will happen. Raises `ValueError` for wrong arguments, and for a monitor that is no result.
+    `ReduceLROnPlateau` is told. Warns where the other place fits better, and says what will happen.
+    Raises `ValueError` for wrong arguments, and for a monitor that is no result.
     """
     def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
         check_stepping(make_scheduler, call_on, monitor)
@@ -232,11 +231,10 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
                   betas=(.95, .85, .95), cbs=(), reset_opt=False, *, lr=None):
     """Fit with one cycle (Smith and Topin, 2018), point by point torch's `OneCycleLR`.
 
-    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final;
-    beta runs against it through the three betas. max_lr: a number or a `slice` over the groups, by
-    default `learn.lr`. Beta stays with betas=None, and where there is none. `lr` is only there to
-    say (`TypeError`) that it is max_lr. Raises `ValueError` for wrong arguments and `RuntimeError`
-    in the middle of a fit.
+    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final,
+    beta through the three betas (None: it stays). max_lr: a number or a `slice` over the groups, by
+    default `learn.lr`. `lr` is only there to say (`TypeError`) that it is max_lr. Raises
+    `ValueError` for wrong arguments and `RuntimeError` in the middle of a fit.
     """
     n_epochs, max_lr, betas, cbs = one_cycle_arguments(
         learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr)

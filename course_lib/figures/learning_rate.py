@@ -33,7 +33,8 @@ def show_guesses(recorders, alt, caption):
         ax.plot(range(1, len(recorder.losses) + 1), recorder.losses, color=COLORS[color], ls=ls, label=f"{lr:g}")
     ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess (ln 10)")
     ax.set(xlabel="training batch", ylabel="training loss (nats)", yscale="log")
-    ax.set_yticks([.1, .2, .5, 1, 2, 5, 10, 20], ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20"])
+    ticks = [.01, .1, 1, 10, 100]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.legend(title="learning rate", loc="center left", bbox_to_anchor=(1, .5))
     show(fig, alt=alt, caption=caption)
 
@@ -75,9 +76,8 @@ def show_failures(too_short, noisy, starts, trained, alt, caption):
                 mec="white", ls="", zorder=5)
     styles = (":", "--", "-")
     for found, ls in zip(too_short, styles): draw(axes[0, 0], found, "minimum_over_10", ls, f"to {found.lrs[-1]:g}")
-    axes[0, 1].plot(noisy[0].lrs, noisy[0].losses, color=GHOST, ls="-", lw=1, label="each batch")
     for found, ls in zip(noisy, styles): draw(axes[0, 1], found, "steepest", ls, f"smooth {found.smooth:g}")
-    for found, ls in zip(starts, styles): draw(axes[1, 0], found, "valley", ls, f"from {found.lrs[0]:.0e}")
+    for found, ls in zip(starts, styles): draw(axes[1, 0], found, "valley", ls, f"from $10^{{{math.log10(found.lrs[0]):.0f}}}$")
     axes[1, 1].plot(trained.lrs, trained.losses, color=GHOST, ls="-", lw=1, label="each batch")
     axes[1, 1].plot(trained.lrs, trained.smooth_losses, color=COLORS["blue"], ls="-", label="smoothed")
     for rule, lr in trained.suggestions.items():
@@ -104,8 +104,8 @@ def show_shapes(shapes, alt, caption):
         ax.plot(progress, [schedule(p) for p in progress], color=COLORS["blue"], ls="-")
         ax.set(ylim=(-.05, 1.1), xticks=[0, .5, 1])
         ax.set_title(name, fontsize=11)
-    fig.supxlabel("progress")
-    fig.supylabel("rate (share of the highest)")
+    fig.supxlabel("progress", fontsize=12)
+    fig.supylabel("rate (share of the highest)", fontsize=12)
     show(fig, alt=alt, caption=caption)
 
 
@@ -118,20 +118,24 @@ def show_steps(losses, alt, caption):
         ax.plot(range(1, len(values) + 1), values, color=COLORS.get(color, INK), ls=ls, marker=marker,
                 markevery=max(len(values) // 10, 1), label=name)
     ax.set(xlabel="training batch", ylabel="training loss (nats)", ylim=(0, None))
+    ax.set_xticks([1, *range(5, len(values) + 1, 5)])
     ax.legend()
     show(fig, alt=alt, caption=caption)
 
 
 @styled
 def show_by_peak(measured, names, alt, caption, xlabel="peak of the learning rate"):
-    "Errors by peak, one line for each schedule: mean of the seeds that judge, and a bar for its interval."
+    """Errors by peak, one line for each schedule: mean of the seeds that judge, and a bar for its interval.
+
+    names: of schedules; or a dict from these to what the legend calls them.
+    """
     fig, ax = plt.subplots(figsize=(8, 3.8))
     for name in names:
         errors = 100 * np.array(measured["error"][name])[-len(measured["seeds"]):]
         half = central_t(len(errors) - 1, .95) * errors.std(0, ddof=1) / math.sqrt(len(errors))
         color, marker, ls = LINES[name]
         ax.errorbar(measured["peaks"], errors.mean(0), half, color=COLORS.get(color, INK), marker=marker, ls=ls,
-                    capsize=3, label=name)
+                    capsize=3, label=names[name] if isinstance(names, dict) else name)
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="validation error (%)", ylim=(None, 100))
     ax.set_xticks(measured["peaks"], [f"{peak:g}" for peak in measured["peaks"]])
     ax.minorticks_off()
