@@ -153,8 +153,7 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
 @checked(high=finite, low=finite)
 def warm_restarts(high, low, n_cycles, mult=1):
     """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and
-    Hutter, 2017). Raises `ValueError` unless n_cycles is a whole number, at least 1, and mult
-    above 0.
+    Hutter, 2017). Raises `ValueError` unless n_cycles is a whole number from 1 and mult above 0.
     """
     n_cycles = check_restarts(n_cycles, mult)
     lengths = [mult ** i for i in range(n_cycles)]
@@ -162,9 +161,7 @@ def warm_restarts(high, low, n_cycles, mult=1):
 
 # %% ../nbs/08_learning_rate.ipynb #6f2fa83b
 class Scheduler(HyperSetter, Callback):
-    """The common half of callbacks that set hyperparameters: two of them must not set the same one
-    (`ValueError`). names: of what it sets; before: (group, name, value) of what is put back.
-    """
+    "Common to callbacks that set hyperparameters: two must not set the same one (`ValueError`)."
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d16

@@ -1431,12 +1431,14 @@ def shaping(): return one_cycle_explorer(small_images(), n_batches=30)
 
 @pytest.mark.parametrize("peak", [.01, .2, 1.])
 @pytest.mark.parametrize("pct_start", [0., .5, 1.])
-@pytest.mark.parametrize("shape, beta", [("cosine", "against the rate"), ("linear", "constant"), ("cosine", "with the rate")])
+@pytest.mark.parametrize("shape, beta", [("cosine", "against the rate"), ("linear", "constant"),
+                                         ("cosine", "with the rate")])
 def test_the_live_one_cycle_over_the_whole_range_of_its_controls(shaping, peak, pct_start, shape, beta):
     state = shaping.set(peak=peak, pct_start=pct_start, shape=shape, beta=beta)
     assert (state["peak"], state["pct_start"], state["shape"], state["beta"]) == (peak, pct_start, shape, beta)
-    said = re.fullmatch(r"Peak (\S+) after (\d+)% of 30 batches, (\w+), beta ([a-z ]+): loss (\S+); (\d+)% of 150 validation images "
-                        r"are right, at a constant rate of the peak (\d+)%\.", spoken(shaping))
+    said = re.fullmatch(r"Peak (\S+) after (\d+)% of 30 batches, (\w+), beta ([a-z ]+): loss (\S+); "
+                        r"(\d+)% of 150 validation images are right, "
+                        r"at a constant rate of the peak (\d+)%\.", spoken(shaping))
     assert said, spoken(shaping)
     high, share, form, momentum, loss, percent, constant = said.groups()
     assert float(high) == pytest.approx(peak, rel=5e-3) and int(share) == 100 * pct_start

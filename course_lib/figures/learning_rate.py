@@ -35,6 +35,7 @@ def show_guesses(recorders, alt, caption):
     ax.set(xlabel="training batch", ylabel="training loss (nats)", yscale="log")
     ticks = [.01, .1, 1, 10, 100]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_ylim(bottom=.7 * min(min(recorder.losses) for recorder in recorders.values()))
     ax.legend(title="learning rate", loc="center left", bbox_to_anchor=(1, .5))
     show(fig, alt=alt, caption=caption)
 
@@ -318,7 +319,7 @@ def one_cycle_explorer(dls, n_batches=240):
                    caption="Live figure. Each move trains a network on real digits with the one-cycle that you "
                            "drew, and for each new peak once "
                            "more at a constant rate, in grey.",
-                   peak=widgets.FloatLogSlider(.2, base=10, min=-2, max=0, step=.05, readout_format=".2g",
+                   peak=widgets.FloatLogSlider(.14, base=10, min=-2, max=0, step=.05, readout_format=".2g",
                                                layout=widgets.Layout(width="215px")),
                    pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up",
                                                  layout=widgets.Layout(width="225px")),
