@@ -12,20 +12,21 @@ import math
 import numpy as np
 
 from .callbacks import Recorder
-from .learner import Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN
+from .learner import (
+    Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN)
 from .support.arguments import a_function, a_share, above_0, at_least_0, checked, finite
 from .support.checks import check_hyper
 from .support.optimizer import hyper_key, read_hyper, write_hyper
-from .support.range_test import RangeTestCurve, curve, search_rates, smoothed
-from course_lib.support.schedulers import (
-    HyperSetter, can_turn_beta, check_parts, check_restarts, check_schedules,
-    check_stepping, new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler,
-    warn_if_misplaced)
+from .support.range_test import (
+    RangeTest, RangeTestCurve, curve, search_rates, smoothed)
+from .support.schedulers import (
+    HyperSetter, can_turn_beta, check_parts, check_restarts, check_schedules, check_stepping,
+    new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler, warn_if_misplaced)
 from .support.state import Snapshot
 
 # %% ../nbs/08_learning_rate.ipynb #12b0cea7
 def middle_of_longest_fall(losses):
-    "The middle of the longest falling run of losses (a subsequence: bumps are skipped): its place."
+    "The place of the middle of the longest falling run of losses; bumps are skipped."
     length = [1] * len(losses)
     for i in range(len(losses)):
         length[i] = 1 + max((length[j] for j in range(i) if losses[j] > losses[i]), default=0)
@@ -53,19 +54,9 @@ class LRFind(RangeTestCurve):
                 "valley": float(lrs[middle_of_longest_fall(losses)])}
 
 # %% ../nbs/08_learning_rate.ipynb #552071cb
-class LRFinder(Callback):
+class LRFinder(RangeTest, Callback):
     "Another rate for each batch; ends the fit after the last one, or when the loss explodes."
-    def __init__(self, lrs, smooth, stop_factor, on_step=None):
-        self.lrs, self.smooth, self.stop_factor, self.on_step = lrs, smooth, stop_factor, on_step
-        self.losses, self.average, self.best = [], 0., math.inf
-
-    def before_fit(self, learn):
-        rates = [group["lr"] for group in learn.opt.param_groups]  # which keep their proportions
-        self.shares = [rate / rates[-1] if rates[-1] else 1. for rate in rates]
-
-    def before_batch(self, learn):
-        lr = float(self.lrs[len(self.losses)])
-        for group, share in zip(learn.opt.param_groups, self.shares): group["lr"] = share * lr
+    def before_batch(self, learn): self.set_rate(learn, self.lrs[len(self.losses)])
 
     def before_validate(self, learn): raise CancelValidateException
 
@@ -74,26 +65,20 @@ class LRFinder(Callback):
         loss = learn.loss.item()
         if not math.isfinite(loss): raise CancelFitException
         self.losses.append(loss)
-        self.average = self.smooth * self.average + (1 - self.smooth) * loss
-        smooth = self.average / (1 - self.smooth ** len(self.losses))
-        self.best = min(self.best, smooth)
         if self.on_step: self.on_step(self.found())
-        exploded = smooth > self.best + (self.stop_factor - 1) * abs(self.best)
-        if exploded or len(self.losses) == len(self.lrs): raise CancelFitException
+        if self.exploded() or len(self.losses) == len(self.lrs): raise CancelFitException
 
     def found(self): return LRFind(self.lrs[:len(self.losses)], self.losses, self.smooth)
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d12
 @checked(on_step=a_function)
 def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor=4, on_step=None):
-    """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was,
-    whatever happens.
+    """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was.
 
-    The rate grows geometrically from start_lr to end_lr over num_it batches (round again where the
-    loader has fewer); it stops when the loss, averaged with `smooth`, is above stop_factor times
-    its best. With layer groups the last one's rate is meant, the others keep their proportion to
-    it. on_step: called with the `LRFind` so far. Raises `ValueError` for wrong arguments and
-    `RuntimeError` in the middle of a fit.
+    The rate grows from start_lr to end_lr over num_it batches, or until the smoothed loss is above
+    stop_factor times its best. Of layer groups the last one's rate is meant, the others keep their
+    proportion. on_step: called with the `LRFind` so far. Raises `ValueError` for wrong arguments
+    and `RuntimeError` in the middle of a fit.
     """
     lrs = search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor)
     finder, before = LRFinder(lrs, smooth, stop_factor, on_step), Snapshot(learn)
@@ -151,7 +136,7 @@ def combine(shares, schedules):
     parts = [part for part in zip(starts, shares, schedules) if part[1] > 0]
 
     def at(progress):
-        begun = [part for part in parts if progress >= part[0] - 1e-9]  # 3 / 7 < 1 / 7 + 2 / 7
+        begun = [part for part in parts if progress >= part[0] - 1e-9]
         start, share, schedule = (begun or parts[:1])[-1]
         return schedule(min(max((progress - start) / share, 0.), 1.))
     return at
@@ -160,10 +145,7 @@ def combine(shares, schedules):
 @checked(peak=at_least_0, pct_start=a_share, div=above_0, div_final=above_0)
 def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
     """From peak / div up to the peak, then down to peak / div_final, both by cosines (Smith and
-    Topin, 2018).
-
-    pct_start: the share of the way up, from 0 to 1; div, div_final: above 0. Raises `ValueError`
-    for others.
+    Topin, 2018). pct_start: the share of the way up, from 0 to 1. Raises `ValueError` for others.
     """
     return combine([pct_start, 1 - pct_start], [cos(peak / div, peak), cos(peak, peak / div_final)])
 
@@ -171,9 +153,7 @@ def one_cycle(peak, div=25, div_final=1e5, pct_start=.25):
 @checked(high=finite, low=finite)
 def warm_restarts(high, low, n_cycles, mult=1):
     """n_cycles cosines from high to low, each mult times as long as the one before (Loshchilov and
-    Hutter, 2017).
-
-    Raises `ValueError` unless n_cycles is a whole number, at least 1, and mult above 0.
+    Hutter, 2017). Raises `ValueError` unless n_cycles is a whole number from 1 and mult above 0.
     """
     n_cycles = check_restarts(n_cycles, mult)
     lengths = [mult ** i for i in range(n_cycles)]
@@ -181,11 +161,7 @@ def warm_restarts(high, low, n_cycles, mult=1):
 
 # %% ../nbs/08_learning_rate.ipynb #6f2fa83b
 class Scheduler(HyperSetter, Callback):
-    """The common half of callbacks that set hyperparameters: two of them must not set the same one
-    (`ValueError`).
-
-    names: of what it sets; before: (group, name, value) of what is put back after the fit.
-    """
+    "Common to callbacks that set hyperparameters: two must not set the same one (`ValueError`)."
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d16
@@ -193,10 +169,8 @@ class ParamScheduler(Scheduler):
     """Sets hyperparameters before each training batch.
 
     schedules: name -> function of progress, or a list of them, one for each parameter group. Batch
-    i of the n in a fit (from 0) has progress i / (n - 1): 0 at the first and 1 at the last; a
-    single batch has 1. After the fit everything but the rate is as before (the rate begins anew
-    with each fit anyway). Raises `TypeError` or `ValueError` for what is no schedule, at the latest
-    when a fit begins.
+    i of the n in a fit (from 0) has progress i / (n - 1); a single batch has 1. Raises `TypeError`
+    or `ValueError` for what is no schedule, at the latest when a fit begins.
     """
     def __init__(self, schedules):
         self.schedules, self.names = check_schedules(schedules), tuple(schedules)
@@ -221,12 +195,11 @@ class ParamScheduler(Scheduler):
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d15
 class LRScheduler(Scheduler):
-    """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called at the start of
-    each fit.
+    """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called as a fit begins.
 
     call_on: "after_batch" or "after_epoch", when it is stepped; monitor: the result that
-    `ReduceLROnPlateau` is told. Warns where the other place fits the scheduler better, and says
-    what will happen. Raises `ValueError` for wrong arguments, and for a monitor that is no result.
+    `ReduceLROnPlateau` is told. Warns where the other place fits better, and says what will happen.
+    Raises `ValueError` for wrong arguments, and for a monitor that is no result.
     """
     def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
         check_stepping(make_scheduler, call_on, monitor)
@@ -240,37 +213,35 @@ class LRScheduler(Scheduler):
         self.scheduler = new_scheduler(self.make_scheduler, learn.opt)
         warn_if_misplaced(self.scheduler, self.make_scheduler, self.call_on, self.monitor, learn)
 
+    def step(self, learn):
+        step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
+
     def after_batch(self, learn):
         if self.call_on == "after_batch" and learn.training and not learn.cancelled:
-            step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
+            self.step(learn)
 
     def after_epoch(self, learn):
-        if self.call_on == "after_epoch" and not learn.cancelled:
-            step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
+        if self.call_on == "after_epoch" and not learn.cancelled: self.step(learn)
 
 # %% ../nbs/08_learning_rate.ipynb #b9a18155
 def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25,
                   betas=(.95, .85, .95), cbs=(), reset_opt=False, *, lr=None):
     """Fit with one cycle (Smith and Topin, 2018), point by point torch's `OneCycleLR`.
 
-    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final;
-    beta runs against it through the three betas; all by cosines.
-
-    max_lr: a number or a `slice` over the groups, by default `learn.lr`. Beta stays as it is with
-    betas=None, and where the optimizer has none (or torch's SGD has momentum 0). `lr` is only there
-    to say (`TypeError`) that it is max_lr. Raises `ValueError` for wrong arguments and
-    `RuntimeError` in the middle of a fit.
+    The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final,
+    beta through the three betas (None: it stays). max_lr: a number or a `slice` over the groups, by
+    default `learn.lr`. `lr` is only there to say (`TypeError`) that it is max_lr. Raises
+    `ValueError` for wrong arguments and `RuntimeError` in the middle of a fit.
     """
     n_epochs, max_lr, betas, cbs = one_cycle_arguments(
         learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr)
     if learn.lr is None and learn.opt is None: learn.lr = max_lr
     if learn.opt is None or reset_opt: learn.make_opt()
     n = n_epochs * len(learn.dls.train)
-    share = min(max((pct_start * n - 1) / (n - 1), 0.), 1.) if n > 1 else 0.  # as torch counts it
-    schedules = {"lr": [one_cycle(peak, div, div_final, share) for peak in learn.rates(max_lr)]}
+    up = min(max((pct_start * n - 1) / (n - 1), 0.), 1.) if n > 1 else 0.  # as torch counts it
+    schedules = {"lr": [one_cycle(peak, div, div_final, up) for peak in learn.rates(max_lr)]}
     if betas and can_turn_beta(learn.opt.param_groups):
-        first, middle, last = betas
-        schedules["beta"] = combine([share, 1 - share], [cos(first, middle), cos(middle, last)])
+        schedules["beta"] = combine([up, 1 - up], [cos(*betas[:2]), cos(*betas[1:])])
     learn.fit(n_epochs, cbs=[*cbs, ParamScheduler(schedules)])
 
 

@@ -1429,17 +1429,20 @@ def test_the_live_finder_counts_in_words(finding):
 def shaping(): return one_cycle_explorer(small_images(), n_batches=30)
 
 
-@pytest.mark.parametrize("peak", [.001, .1, 10.])
+@pytest.mark.parametrize("peak", [.01, .2, 1.])
 @pytest.mark.parametrize("pct_start", [0., .5, 1.])
-@pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_the_live_one_cycle_over_the_whole_range_of_its_controls(shaping, peak, pct_start, shape):
-    state = shaping.set(peak=peak, pct_start=pct_start, shape=shape)
-    assert (state["peak"], state["pct_start"], state["shape"]) == (peak, pct_start, shape)
-    said = re.fullmatch(r"Peak (\S+) after (\d+)% of 30 batches, (\w+): loss (\S+); (\d+)% of 150 validation images "
-                        r"are right, at a constant rate of the peak (\d+)%\.", spoken(shaping))
+@pytest.mark.parametrize("shape, beta", [("cosine", "against the rate"), ("linear", "constant"),
+                                         ("cosine", "with the rate")])
+def test_the_live_one_cycle_over_the_whole_range_of_its_controls(shaping, peak, pct_start, shape, beta):
+    state = shaping.set(peak=peak, pct_start=pct_start, shape=shape, beta=beta)
+    assert (state["peak"], state["pct_start"], state["shape"], state["beta"]) == (peak, pct_start, shape, beta)
+    said = re.fullmatch(r"Peak (\S+) after (\d+)% of 30 batches, (\w+), beta ([a-z ]+): loss (\S+); "
+                        r"(\d+)% of 150 validation images are right, "
+                        r"at a constant rate of the peak (\d+)%\.", spoken(shaping))
     assert said, spoken(shaping)
-    high, share, form, loss, percent, constant = said.groups()
-    assert float(high) == pytest.approx(peak, rel=5e-3) and int(share) == 100 * pct_start and form == shape
+    high, share, form, momentum, loss, percent, constant = said.groups()
+    assert float(high) == pytest.approx(peak, rel=5e-3) and int(share) == 100 * pct_start
+    assert (form, momentum) == (shape, beta)
     assert loss == f"{state['loss']:.2f}" and state["diverged"] == (not state["loss"] < 2 * math.log(10))
     for text, name in ((percent, "accuracy"), (constant, "constant_accuracy")):
         assert int(text) == round(100 * state[name]) and 0 <= state[name] <= 1
@@ -1449,7 +1452,7 @@ def test_the_live_one_cycle_over_the_whole_range_of_its_controls(shaping, peak, 
 def test_the_live_one_cycle_does_not_grow(shaping, monkeypatch):
     "It forgets old peaks, and learners and recorders without a search for garbage."
     with learners_made(monkeypatch, "course_lib.figures.learning_rate", shaping) as alive:
-        for i in range(30): shaping.set(peak=.0011 * 1.2 ** i)
+        for i in range(30): shaping.set(peak=.0101 * 1.15 ** i)
         assert len(alive) == 60 and sum(ref() is not None for ref in alive) <= 1
     kept = inspect.getclosurevars(shaping.f).nonlocals
     assert len(kept["tried"]) == len(kept["constants"]) == 24

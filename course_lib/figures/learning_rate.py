@@ -2,6 +2,7 @@
 import math
 
 import ipywidgets as widgets
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
@@ -14,7 +15,135 @@ from ..momentum import SGD
 from ..sgd import small_net
 from ..support.curves import SUGGESTION_MARKS
 from ..support.live import LiveFigure, explore, in_turns
-from ..support.plots import COLORS, GHOST, INK, styled
+from ..support.paired import central_t
+from ..support.plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
+
+
+BETAS = {"against the rate": (.95, .85), "constant": (.9, .9), "with the rate": (.85, .95)}  # at both ends, at the peak
+LINES = {"constant": ("amber", "s", ":"), "cosine": ("green", "^", "--"), "short warm-up": ("sky", "v", (0, (6, 2))),
+         "warm-up": ("blue", "o", "-"), "one-cycle": ("orange", "D", "-"), "with the rate": ("pink", "X", "-."),
+         "beta .85": (None, "P", (0, (3, 1)))}  # what a schedule looks like in every figure
+
+
+@styled
+def show_guesses(recorders, alt, caption):
+    "Training losses by batch for some rates: rate -> `Recorder`."
+    fig, ax = plt.subplots(figsize=(8, 3.4))
+    for (lr, recorder), color, ls in zip(recorders.items(), ("sky", "blue", "orange"), ("--", "-", "-.")):
+        ax.plot(range(1, len(recorder.losses) + 1), recorder.losses, color=COLORS[color], ls=ls, label=f"{lr:g}")
+    ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess (ln 10)")
+    ax.set(xlabel="training batch", ylabel="training loss (nats)", yscale="log")
+    ticks = [.01, .1, 1, 10, 100]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_ylim(bottom=.7 * min(min(recorder.losses) for recorder in recorders.values()))
+    ax.legend(title="learning rate", loc="center left", bbox_to_anchor=(1, .5))
+    show(fig, alt=alt, caption=caption)
+
+
+@styled
+def show_by_hand(finder, guesses, alt, caption):
+    "The points of a range test, with some rates marked on it."
+    fig, ax = plt.subplots(figsize=(8, 3.6))
+    ax.plot(finder.lrs, finder.losses, color=COLORS["blue"], marker="o", ms=4, ls="-", lw=1)
+    for lr in guesses:
+        ax.axvline(lr, color=INK, ls=":", lw=1.5)
+        ax.text(lr, 3.9, f" {lr:g}", ha="left", va="top", bbox=LABEL_BOX)
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats)", ylim=(0, 4))
+    show(fig, alt=alt, caption=caption)
+
+
+@styled
+def show_picks(picked, alt, caption):
+    "Ten searches: the rate that each rule read off, and the accuracy that a training with it reached."
+    fig, ax = plt.subplots(figsize=(8, 3.8))
+    for name, rates in picked["rates"].items():
+        color, marker = (SUGGESTION_MARKS | {"a tenth of valley": ("blue", "X")})[name]
+        ax.plot(rates, [100 * share for share in picked["accuracy"][name]], color=COLORS[color], marker=marker,
+                ms=8, mec="white", ls="", label=name.replace("_", " "))
+    ax.set(xscale="log", xlabel="learning rate that was picked", ylabel="validation accuracy (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    show(fig, alt=alt, caption=caption)
+
+
+@styled
+def show_failures(too_short, noisy, starts, trained, alt, caption):
+    "Four range tests that mislead: lists of `LRFind`, and one."
+    fig, axes = plt.subplots(2, 2, figsize=(11, 6.6), sharey="row")
+    def draw(ax, found, rule, ls, label):
+        lr, color = found.suggestions[rule], COLORS["blue"]
+        ax.plot(found.lrs, found.smooth_losses, color=color, ls=ls, lw=2, label=label)
+        color, marker = SUGGESTION_MARKS[rule]
+        ax.plot([lr], [np.interp(lr, found.lrs, found.smooth_losses)], color=COLORS[color], marker=marker, ms=11,
+                mec="white", ls="", zorder=5)
+    styles = (":", "--", "-")
+    for found, ls in zip(too_short, styles): draw(axes[0, 0], found, "minimum_over_10", ls, f"to {found.lrs[-1]:g}")
+    for found, ls in zip(noisy, styles): draw(axes[0, 1], found, "steepest", ls, f"smooth {found.smooth:g}")
+    for found, ls in zip(starts, styles): draw(axes[1, 0], found, "valley", ls, f"from $10^{{{math.log10(found.lrs[0]):.0f}}}$")
+    axes[1, 1].plot(trained.lrs, trained.losses, color=GHOST, ls="-", lw=1, label="each batch")
+    axes[1, 1].plot(trained.lrs, trained.smooth_losses, color=COLORS["blue"], ls="-", label="smoothed")
+    for rule, lr in trained.suggestions.items():
+        color, marker = SUGGESTION_MARKS[rule]
+        axes[1, 1].plot([lr], [np.interp(lr, trained.lrs, trained.smooth_losses)], color=COLORS[color], marker=marker,
+                        ms=11, mec="white", ls="", zorder=5, label=rule.replace("_", " "))
+    titles = ("minimum over 10: where the search ends", "steepest: how much it is smoothed",
+              "valley: where the search begins", "all three: a network that is trained already")
+    for ax, title in zip(axes.flat, titles):
+        ax.set(xscale="log", title=title, ylim=(0, 3))
+        ax.legend(loc="upper left" if ax is axes[1, 1] else "lower left", fontsize=10)
+    for ax in axes[1]: ax.set_xlabel("learning rate")
+    for ax in axes[:, 0]: ax.set_ylabel("training loss (nats)")
+    show(fig, alt=alt, caption=caption)
+
+
+@styled
+def show_shapes(shapes, alt, caption):
+    "Schedules over progress, a small panel each."
+    n_rows = -(-len(shapes) // 5)
+    fig, axes = plt.subplots(n_rows, 5, figsize=(11, 2.1 * n_rows), sharex=True, sharey=True)
+    progress = np.linspace(0, 1, 501)
+    for ax, (name, schedule) in zip(axes.flat, shapes.items()):
+        ax.plot(progress, [schedule(p) for p in progress], color=COLORS["blue"], ls="-")
+        ax.set(ylim=(-.05, 1.1), xticks=[0, .5, 1])
+        ax.set_title(name, fontsize=11)
+    fig.supxlabel("progress", fontsize=12)
+    fig.supylabel("rate (share of the highest)", fontsize=12)
+    show(fig, alt=alt, caption=caption)
+
+
+@styled
+def show_steps(losses, alt, caption):
+    "Losses of some runs: name of a schedule -> losses by batch."
+    fig, ax = plt.subplots(figsize=(8, 3.2))
+    for name, values in losses.items():
+        color, marker, ls = LINES[name]
+        ax.plot(range(1, len(values) + 1), values, color=COLORS.get(color, INK), ls=ls, marker=marker,
+                markevery=max(len(values) // 10, 1), label=name)
+    ax.set(xlabel="training batch", ylabel="training loss (nats)", ylim=(0, None))
+    ax.set_xticks([1, *range(5, len(values) + 1, 5)])
+    ax.legend()
+    show(fig, alt=alt, caption=caption)
+
+
+@styled
+def show_by_peak(measured, names, alt, caption, xlabel="peak of the learning rate"):
+    """Errors by peak, one line for each schedule: mean of the seeds that judge, and a bar for its interval.
+
+    names: of schedules; or a dict from these to what the legend calls them.
+    """
+    fig, ax = plt.subplots(figsize=(8, 3.8))
+    for name in names:
+        errors = 100 * np.array(measured["error"][name])[-len(measured["seeds"]):]
+        half = central_t(len(errors) - 1, .95) * errors.std(0, ddof=1) / math.sqrt(len(errors))
+        color, marker, ls = LINES[name]
+        ax.errorbar(measured["peaks"], errors.mean(0), half, color=COLORS.get(color, INK), marker=marker, ls=ls,
+                    capsize=3, label=names[name] if isinstance(names, dict) else name)
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="validation error (%)", ylim=(None, 100))
+    ax.set_xticks(measured["peaks"], [f"{peak:g}" for peak in measured["peaks"]])
+    ax.minorticks_off()
+    ticks = [t for t in (2, 5, 10, 20, 50, 100) if t >= ax.get_ylim()[0]]
+    ax.set_yticks(ticks, map(str, ticks))
+    ax.legend(loc="center left", bbox_to_anchor=(1, .5))
+    show(fig, alt=alt, caption=caption)
 
 
 @styled
@@ -26,14 +155,14 @@ def finder_explorer(learn):
     """
     fig = Figure(figsize=(11, 4))
     ax = fig.subplots()
-    ax.set(xscale="log", xlim=(1e-6, 10), xlabel="learning rate", ylabel="training loss", title="The search as it runs")
-    [earlier] = ax.plot([], [], color=GHOST, ls="--", lw=1.2, alpha=.8, label="the search before")
+    ax.set(xscale="log", xlim=(1e-6, 10), xlabel="learning rate", ylabel="training loss (nats)", title="The search as it runs")
+    [earlier] = ax.plot([], [], color=GHOST, ls="--", lw=1.2, alpha=.8)
     [raw] = ax.plot([], [], color=GHOST, ls="-", lw=1, label="each batch")
     [smoothed] = ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5, label="smoothed")
     [head] = ax.plot([], [], color=COLORS["blue"], marker="o", ms=9, mec="white", ls="")
     marks = {name: ax.plot([], [], color=COLORS[color], marker=marker, ms=13, mec="white", ls="", zorder=5,
                            label=name.replace("_", " "))[0] for name, (color, marker) in SUGGESTION_MARKS.items()}
-    ax.legend(loc="upper left", ncols=3)
+    ax.legend(loc="upper left", ncols=3, frameon=True, framealpha=.9, edgecolor="none")
     live = LiveFigure(fig, [earlier, raw, smoothed, head, *marks.values()],
                       alt="Training loss, raw and smoothed, against the learning rate, which grows from left "
                           "to right while a network "
@@ -71,10 +200,10 @@ def finder_explorer(learn):
         return f"{after}: " + ", ".join(f"{name.replace('_', ' ')} {s[name]:.2g}"
                                                               for name in SUGGESTION_MARKS) + "."
 
-    width = widgets.Layout(width="240px")
+    width = widgets.Layout(width="225px")
     return explore(search, live, words=words,
-                   caption="Live figure. Each move searches anew, with a real network. With less smoothing, "
-                           "where do the marks go?",
+                   caption="Live figure. Each move searches anew, with a real network. Dashed: the search before. "
+                           "With less smoothing, where do the marks go?",
                    end_lr=widgets.FloatLogSlider(10, base=10, min=-1, max=1, step=.1, description="end lr",
                                                  readout_format=".2g", layout=width),
                    num_it=widgets.IntSlider(100, min=10, max=300, step=10, description="batches", layout=width),
@@ -83,18 +212,18 @@ def finder_explorer(learn):
 
 @styled
 def one_cycle_explorer(dls, n_batches=240):
-    """A one-cycle whose peak, share and shape are controls, and a network 784-50-10 that trains with it.
+    """A one-cycle whose peak, share, shape and beta are controls, and a network 784-50-10 that trains with it.
 
-    `.state`: peak, pct_start, shape, batch, loss (mean of the last 20), accuracy (NaN until it is through),
+    `.state`: peak, pct_start, shape, beta, batch, loss (mean of the last 20), accuracy (NaN until it is through),
     constant_accuracy (the same net at a constant rate of the peak), `diverged` (the loss is above twice a blind guess).
     """
     fig = Figure(figsize=(11.5, 3.7))
     rate_ax, loss_ax, accuracy_ax = fig.subplots(1, 3)
-    rate_ax.set(xlabel="training batch", ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-4, 20),
+    rate_ax.set(xlabel="training batch", ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-4, 2),
                 title="The schedule")
     loss_ax.set(xlabel="training batch", ylabel="training loss (nats)", xlim=(0, n_batches), ylim=(0, 4),
                 title="The loss while it trains")
-    accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(8e-4, 12),
+    accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(.008, 1.25),
                     ylim=(0, 102), title="What each peak reached")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess (ln 10)")
     [rate] = rate_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5)
@@ -131,26 +260,30 @@ def one_cycle_explorer(dls, n_batches=240):
             if learn.train_iter + 1 >= n_batches or not math.isfinite(learn.loss.item()): raise CancelFitException
 
     class AtBatch(Scheduler):
-        "A schedule over n_batches, whatever an epoch has."
-        def __init__(self, schedule): self.schedule = schedule
-        def before_batch(self, learn): learn.lr = self.schedule(min(1., learn.train_iter / (n_batches - 1)))
+        "Schedules over n_batches, whatever an epoch has."
+        def __init__(self, schedule, beta): self.schedule, self.beta = schedule, beta
+        def before_batch(self, learn):
+            progress = min(1., learn.train_iter / (n_batches - 1))
+            learn.lr, learn.opt.param_groups[0]["beta"] = self.schedule(progress), self.beta(progress)
 
-    def fit(schedule, recorder):
+    def fit(schedule, recorder, beta=const(.9)):
         learn = learner()
         n_epochs = math.ceil(n_batches / len(learn.dls.train))
-        cbs = [recorder, AtBatch(schedule)]
+        cbs = [recorder, AtBatch(schedule, beta)]
         yield from in_turns(lambda report: learn.fit(n_epochs, lr=schedule(0.), cbs=[*cbs, UpTo(report)]))
         return learn.validate()["accuracy"] if np.isfinite(recorder.losses).all() else .1
 
-    def train(peak, pct_start, shape):
-        form = {"cosine": cos, "linear": lin}[shape]
-        schedule = combine([pct_start, 1 - pct_start], [form(peak / 25, peak), form(peak, peak / 1e5)])
+    def train(peak, pct_start, shape, beta):
+        form, (edge, middle) = {"cosine": cos, "linear": lin}[shape], BETAS[beta]
+        up_and_down = lambda *ends: combine([pct_start, 1 - pct_start], [form(*ends[:2]), form(*ends[1:])])
+        schedule = up_and_down(peak / 25, peak, peak / 1e5)
         progress = np.linspace(0, 1, n_batches)
         rate.set_data(range(n_batches), [schedule(p) for p in progress])
         now.set_data([], [])
         show_constant(constants[peak][1] if peak in constants else [])
-        settings, recorder, plain = {"peak": peak, "pct_start": pct_start, "shape": shape}, Recorder(), Recorder()
-        fitting = fit(schedule, recorder)
+        settings = {"peak": peak, "pct_start": pct_start, "shape": shape, "beta": beta}
+        recorder, plain = Recorder(), Recorder()
+        fitting = fit(schedule, recorder, up_and_down(edge, middle, edge))
         reached = yield from _while_showing(fitting, lambda: draw(recorder, settings))
         _remember(tried, peak, 100 * reached)
         if peak not in constants:
@@ -178,19 +311,22 @@ def one_cycle_explorer(dls, n_batches=240):
         end = ("" if math.isnan(s["accuracy"]) else f"; {s['accuracy']:.0%} of {len(valid.y):,} validation "
                                                     "images are right, "
                f"at a constant rate of the peak {s['constant_accuracy']:.0%}")
-        return (f"Peak {s['peak']:.3g} after {s['pct_start']:.0%} of {n_batches} batches, {s['shape']}: "
+        return (f"Peak {s['peak']:.3g} after {s['pct_start']:.0%} of {n_batches} batches, {s['shape']}, "
+                f"beta {s['beta']}: "
                 f"loss {s['loss']:.2f}{end}.")
 
     return explore(train, live, words=words,
                    caption="Live figure. Each move trains a network on real digits with the one-cycle that you "
                            "drew, and for each new peak once "
                            "more at a constant rate, in grey.",
-                   peak=widgets.FloatLogSlider(.1, base=10, min=-3, max=1, step=.05, readout_format=".3g",
-                                               layout=widgets.Layout(width="240px")),
-                   pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up share",
-                                                 layout=widgets.Layout(width="280px")),
+                   peak=widgets.FloatLogSlider(.14, base=10, min=-2, max=0, step=.05, readout_format=".2g",
+                                               layout=widgets.Layout(width="215px")),
+                   pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up",
+                                                 layout=widgets.Layout(width="225px")),
                    shape=widgets.Dropdown(options=["cosine", "linear"], value="cosine",
-                                          layout=widgets.Layout(width="150px")))
+                                          layout=widgets.Layout(width="145px")),
+                   beta=widgets.Dropdown(options=list(BETAS), value="against the rate",
+                                         layout=widgets.Layout(width="205px")))
 
 
 def _remember(dictionary, key, value, n=24):

@@ -1,4 +1,6 @@
-"""What a range test of learning rates saw, and arguments with which one makes sense."""
+"""A range test of learning rates: arguments with which one makes sense, its books, and what it saw."""
+import math
+
 import numpy as np
 
 from .arguments import above_1, below_1, checked, finite
@@ -35,6 +37,31 @@ def search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor):
         raise ValueError(f"Expected 0 < start_lr < end_lr, got {start_lr} and {end_lr}.")
     num_it = positive_int("num_it", num_it)
     return np.geomspace(start_lr, end_lr, num_it)
+
+
+class RangeTest:
+    """What `LRFinder` inherits: all groups' rates moved together, and the losses watched.
+
+    `.losses`: of the batches so far; on_step: what is told of each.
+    """
+    def __init__(self, lrs, smooth, stop_factor, on_step=None):
+        self.lrs, self.smooth, self.stop_factor, self.on_step = lrs, smooth, stop_factor, on_step
+        self.losses, self.average, self.best = [], 0., math.inf
+
+    def before_fit(self, learn):
+        rates = [group["lr"] for group in learn.opt.param_groups]  # which keep their proportions
+        self.shares = [rate / rates[-1] if rates[-1] else 1. for rate in rates]
+
+    def set_rate(self, learn, lr):
+        "The last group gets lr, the others in proportion."
+        for group, share in zip(learn.opt.param_groups, self.shares): group["lr"] = share * float(lr)
+
+    def exploded(self):
+        "Is the average of the losses, with the newest one in it, stop_factor times as high as it was at its best?"
+        self.average = self.smooth * self.average + (1 - self.smooth) * self.losses[-1]
+        average = self.average / (1 - self.smooth ** len(self.losses))
+        self.best = min(self.best, average)
+        return average > self.best + (self.stop_factor - 1) * abs(self.best)
 
 
 class RangeTestCurve:
