@@ -300,9 +300,9 @@ def test_the_finders_picture_grows_while_it_searches(learning_rate):
 
 def test_a_one_cycle_is_shaped_and_trains_within_moments(learning_rate):
     figure = explorer(learning_rate, "pct_start", button="Stop")
-    says(figure, "Peak 0.1 after 25% of 240 batches, cosine")
+    says(figure, "Peak 0.14 after 25% of 240 batches, cosine")
     press(learning_rate, figure, "pct_start", "ArrowRight", 5)
-    says(figure, "Peak 0.1 after 50% of 240 batches, cosine")
+    says(figure, "Peak 0.14 after 50% of 240 batches, cosine")
     says(figure, "validation images are right")
     press(learning_rate, figure, "peak", "ArrowRight", 20)
     says(figure, "Peak 1 after 50%")
