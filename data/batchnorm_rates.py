@@ -5,12 +5,8 @@
 Ten seeds draw the initial weights; all networks see the same 280 batches of 64, and each is judged on 1,000 images that
 it has not seen, with running statistics of its own.
 """
-import json
-import platform
 import time
-from datetime import date
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +14,7 @@ import torch.nn.functional as F
 from course_lib import SGD, BatchNorm2d, TensorLoader, digits, mnist, sweep
 from course_lib.batchnorm import ConvNet
 from course_lib.sgd import accuracy_of
-from course_lib.support.files import write_whole
+from course_lib.support.results import save_results
 
 RATES, SEEDS, N_STEPS, WIDTHS = [.004, .016, .06, .25, .6], range(10), 280, (8, 16, 32, 64)
 
@@ -45,11 +41,7 @@ def main():
         found[name] = {kind: accuracies(dls, norm) for kind, norm in (("plain", None), ("batchnorm", BatchNorm2d))}
         for kind, shares in found[name].items():
             print(name, kind, [round(sum(share) / len(share), 4) for share in shares], flush=True)
-    made = (f"data/batchnorm_rates.py on {platform.machine()}, {torch.get_num_threads()} threads, Python "
-            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; seeds "
-            f"{SEEDS[0]} to {SEEDS[-1]}; {(time.perf_counter() - start) / 60:.0f} minutes")
-    path = Path(__file__).parent / "results" / "batchnorm_rates.json"
-    write_whole(path, (json.dumps({"made": made, "rates": RATES, **found}, indent=1) + "\n").encode())
+    save_results("batchnorm_rates", {"rates": RATES, **found}, start, f"seeds {SEEDS[0]} to {SEEDS[-1]}")
 
 
 if __name__ == "__main__": main()

@@ -5,12 +5,8 @@
 The small net of chapter 02, 100 steps, with beta 0 and with beta 0.9. Each tries 19 rates over three seeds; at its best
 one, ten other seeds say how it does. Both see the same batches. A loss is the mean of the last 25 steps.
 """
-import json
-import platform
 import time
-from datetime import date
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +14,7 @@ import torch.nn.functional as F
 from course_lib import SGD, digits, mnist, sweep
 from course_lib.data import TensorLoader
 from course_lib.sgd import small_net
-from course_lib.support.checks import counted
-from course_lib.support.files import write_whole
+from course_lib.support.results import save_results
 
 N_STEPS, N_LAST, TRY_SEEDS, SEEDS = 100, 25, range(3), range(10, 20)
 BATCH_SIZES = {"mnist": (16, 64, 256, 1024), "digits": (16, 64, 256)}  # of the 1,248 digits, 1,024 are nearly all
@@ -46,13 +41,9 @@ def main():
         for size, runs in found[name].items():
             print(name, size, {beta: (run["lr"], sum(run["final"]) / len(SEEDS)) for beta, run in runs.items()},
                   flush=True)
-    n_threads = counted(torch.get_num_threads(), "thread")
-    made = (f"data/large_batches.py on {platform.machine()}, {n_threads}, Python "
-            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; rates tried "
-            f"with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}; "
-            f"{time.perf_counter() - start:.0f} seconds")
-    path = Path(__file__).parent / "results" / "large_batches.json"
-    write_whole(path, (json.dumps({"made": made, **found}, indent=1) + "\n").encode())
+    how = (f"rates tried with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, "
+           f"judged with seeds {SEEDS[0]} to {SEEDS[-1]}")
+    save_results("large_batches", found, start, how)
 
 
 if __name__ == "__main__": main()

@@ -7,14 +7,10 @@
 draws the weights; all see the same batches. The best peak is chosen with seeds 0 to 4 and judged with 10 to 19.
 All of it on 5,000 images of MNIST, and again on the embedded digits.
 """
-import json
 import math
-import platform
 import time
-from datetime import date
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +19,7 @@ from torch import nn
 from course_lib import (
     SGD, Adam, DataLoaders, Learner, TensorLoader, accuracy, combine, const, cos, digits, mnist, one_cycle)
 from course_lib.sgd import small_net
-from course_lib.support.files import write_whole
+from course_lib.support.results import save_results
 from course_lib.sweeps import Sweep, mlp
 
 TRY_SEEDS, SEEDS = range(5), range(10, 20)
@@ -126,10 +122,9 @@ def main():
     torch.set_num_threads(1)
     load = {"mnist": partial(mnist, n_train=5_000, n_valid=1_500), "digits": digits}
     found = {name: measure(make(device="cpu")) for name, make in load.items()}
-    made = (f"data/schedules.py on {platform.machine()}, one thread, Python {platform.python_version()}, torch "
-            f"{torch.__version__.partition('+')[0]}, {date.today()}; {(time.perf_counter() - start) / 60:.0f} minutes")
-    path = Path(__file__).parent / "results" / "schedules.json"
-    write_whole(path, (json.dumps({"made": made, **found}) + "\n").encode())
+    how = (f"peaks tried with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, "
+           f"judged with seeds {SEEDS[0]} to {SEEDS[-1]}")
+    save_results("schedules", found, start, how, indent=None)  # its rows are long
 
 
 if __name__ == "__main__": main()

@@ -11,12 +11,8 @@ one, ten other seeds say how it does. A loss is the mean of the last 30 of 300 s
 - "unread text": that of the last tenth of the text, after 300 steps on the rest; once at rates tuned on that
   ("tuned"), and once at those of two_networks.json ("as before").
 """
-import json
-import platform
 import time
-from datetime import date
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +21,7 @@ from course_lib import SGD, RMSProp, digits, mnist, sweep
 from course_lib.data import TensorLoader
 from course_lib.rmsprop import rms_prop_step
 from course_lib.sgd import SmallOptimizer, Task, next_word, small_net, train
-from course_lib.support.files import write_whole
-from course_lib.support.results import results
+from course_lib.support.results import results, save_results
 
 N_STEPS, TRY_SEEDS, SEEDS = 300, range(2), range(10, 20)
 
@@ -111,12 +106,9 @@ def main():
         found[f"small net of {data_name}"] = {
             name: measure(partial(small_net_with, opt_func, data.train), exponents)
             for name, opt_func, exponents in (("SGD", SGD, (-2, .25)), ("RMSProp", RMSProp, (-4, -1.5)))}
-    made = (f"data/strides.py on {platform.machine()}, 1 thread, Python {platform.python_version()}, "
-            f"torch {torch.__version__.partition('+')[0]}, {date.today()}; rates tried with seeds {TRY_SEEDS[0]} to "
-            f"{TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}; "
-            f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    path = Path(__file__).parent / "results" / "strides.json"
-    write_whole(path, (json.dumps({"made": made, **found}, indent=1) + "\n").encode())
+    how = (f"rates tried with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, "
+           f"judged with seeds {SEEDS[0]} to {SEEDS[-1]}")
+    save_results("strides", found, start, how)
 
 
 if __name__ == "__main__": main()

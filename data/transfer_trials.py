@@ -6,19 +6,15 @@ Each way takes 50 steps of 50, scratch 100. It tries its rates on two draws; at 
 does, so that what chose the rate is not what judges it. Accuracies are of about 1,000 digits that no way has seen.
 """
 import functools
-import json
-import platform
 import time
-from datetime import date
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from course_lib import AdamW, DataLoaders, Learner, RandomAffine, TensorLoader, accuracy, digits, mnist
 from course_lib.sgd import batches, seeded
-from course_lib.support.files import write_whole
+from course_lib.support.results import save_results
 from course_lib.transfer import (
     MoveStatistics, decay_weights_only, draw_few, glyph_backbone, layer_groups, replace_head, small_resnet)
 
@@ -131,12 +127,9 @@ def rounded(value):
 def main():
     start, names = time.perf_counter(), ("mnist", "digits")
     with get_context("spawn").Pool(2) as pool: found = dict(zip(names, pool.map(measure, names)))
-    made = (f"data/transfer_trials.py on {platform.machine()}, a thread for each data set, Python "
-            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; rates tried "
-            f"with draws {TRY_DRAWS[0]} and {TRY_DRAWS[-1]}, judged with draws {DRAWS[0]} to {DRAWS[-1]}; "
-            f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    path = Path(__file__).parent / "results" / "transfer_trials.json"
-    write_whole(path, (json.dumps({"made": made, **rounded(found)}, indent=1) + "\n").encode())
+    how = (f"rates tried with draws {TRY_DRAWS[0]} and {TRY_DRAWS[-1]}, "
+           f"judged with draws {DRAWS[0]} to {DRAWS[-1]}")
+    save_results("transfer_trials", rounded(found), start, how, threads="a thread for each data set")
 
 
 if __name__ == "__main__": main()

@@ -5,18 +5,14 @@
 Each optimizer tries nine rates over two seeds; at its best one, ten other seeds say how it does, so that what chose the
 rate is not what judges it. All see the same batches. A loss is the mean of the last 30 of 300 steps.
 """
-import json
-import platform
 import time
-from datetime import date
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from course_lib import SGD, Adam, RMSProp, digits, mnist, sweep
 from course_lib.sgd import autoencoder, next_word
-from course_lib.support.files import write_whole
+from course_lib.support.results import save_results
 
 N_STEPS, TRY_SEEDS, SEEDS = 300, range(2), range(10, 20)
 OPTIMIZERS = {  # and the range of rates, by powers of ten
@@ -51,13 +47,9 @@ def main():
         found[task_name] = {name: measure(task, *how) for name, how in OPTIMIZERS.items()}
         print(task_name, {name: (run["lr"], sum(run["final"]) / len(SEEDS)) for name, run in found[task_name].items()},
               flush=True)
-    made = (f"data/two_networks.py on {platform.machine()}, {torch.get_num_threads()} threads, Python "
-            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; rates tried "
-            f"with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}; "
-            f"{(time.perf_counter() - start) / 60:.0f} minutes")
-    path = Path(__file__).parent / "results" / "two_networks.json"
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, (json.dumps({"made": made, **found}, indent=1) + "\n").encode())
+    how = (f"rates tried with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, "
+           f"judged with seeds {SEEDS[0]} to {SEEDS[-1]}")
+    save_results("two_networks", found, start, how)
 
 
 if __name__ == "__main__": main()

@@ -379,8 +379,8 @@ class SweepBase:
 
     def _check_seeds(self):
         "Can weights be drawn, and does each seed draw others?"
-        learned = lambda model: [p.detach().clone() for p in model.parameters() if p.requires_grad]
-        first, *others = map(learned, seeded_copies(self.model, self.values[self.seed_axis][:2].tolist(), self.init))
+        weights = lambda model: [p.detach().clone() for _, p in learned(model)]
+        first, *others = map(weights, seeded_copies(self.model, self.values[self.seed_axis][:2].tolist(), self.init))
         for other in others:
             if all(map(torch.equal, first, other)):
                 raise ValueError("Two seeds gave the same weights: what draws them takes nothing from torch's random "

@@ -1,9 +1,29 @@
 """What took longer than a chapter may: measured by a script in `data/`, kept as JSON, loaded by the chapters."""
 import json
+import platform
+import time
+from datetime import date
 
-from .files import embedded
+import torch
+
+from .checks import counted
+from .files import embedded, write_whole
 
 
 def results(name):
     "What `data/NAME.py` measured, a dict; its entry `made` says where, when and with which versions."
     return json.loads(embedded(f"results/{name}.json").read_text())
+
+
+def save_results(name, found, start, how, threads=None, indent=1):
+    """Keep what `data/NAME.py` has measured, whole or not at all: the dict `found`, and how it was made.
+
+    start: `time.perf_counter()` when it began; how: its seeds or draws, in words; threads: in words, by default torch's.
+    """
+    seconds = time.perf_counter() - start
+    made = (f"data/{name}.py on {platform.machine()}, {threads or counted(torch.get_num_threads(), 'thread')}, Python "
+            f"{platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {date.today()}; {how}; "
+            + (f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"))
+    path = embedded(f"results/{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps({"made": made, **found}, indent=indent) + "\n").encode())
