@@ -26,14 +26,13 @@ import course_lib
 import course_lib.figures.sweeps
 import course_lib.support.ensemble
 import course_lib.support.live
-import course_lib.support.ensemble
 from course_lib.adam import Adam, AdamW, LAMB, Lion
 from course_lib.data import DataLoaders, TensorLoader
 from course_lib.momentum import SGD
 from course_lib.rmsprop import RMSProp
 from course_lib.sgd import Optimizer
 from course_lib.figures.sweeps import SweepExplorer, available_axis, axis_ticks, axis_values
-from course_lib.support.ensemble import ACTIVATIONS, cut, is_mlp
+from course_lib.support.ensemble import ACTIVATIONS, RecordedStep, cut, is_mlp
 from course_lib.sweeps import Sweep, sweep
 from tiny import every_device
 
@@ -658,6 +657,29 @@ def test_random_layers_leave_the_world_alone(device):
     before = states()
     sweep(model, F.cross_entropy, SGD, pairs(), 3, {"lr": [.1]})
     for now, was in zip(states(), before): assert torch.equal(now, was)
+
+
+@every_device
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_recorded_step_draws_on_and_one_that_waits_is_not_recorded(waits, device):
+    """The losses are those without a CUDA graph, masks and all. Without `momentum` batchnorm counts, and asks for the
+    count: a recording of that would break off, and leave the generator unusable."""
+    norm = nn.BatchNorm2d(2, momentum=None) if waits else nn.BatchNorm2d(2)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Dropout(.3), nn.Linear(32, 3))
+    model = model.to(device, F64)
+    found = []
+    for recorded in (RecordedStep, lambda step, opt: step):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("course_lib.support.ensemble.RecordedStep", recorded)
+            sweep_ = Sweep(model, F.cross_entropy, momentum_sgd, pairs(), 9, {"lr": [.05, .1]})
+            for _ in sweep_.steps(): pass
+        found.append(sweep_.loss)
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+    assert len(found[0][:, 1:].unique()) == found[0][:, 1:].numel()
+    torch.rand(1, device=device)  # nothing is in disorder
+    if device == "cuda":
+        recorded = next(iter(sweep(model, F.cross_entropy, momentum_sgd, pairs(), 9, {"lr": [.1]}).ensembles.values()))
+        assert recorded.recorded.waits is waits and (recorded.recorded.graph is None) is waits
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -98,17 +98,37 @@ class Draws:
         if len(state) > 1: torch.cuda.set_rng_state(state[1], self.device)
 
 
+def tell_of_waits(step, *args):
+    "-> (what a step returns, did it wait for the GPU, for a number that Python wanted, say?)."
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try: result = step(*args)
+        finally: torch.cuda.set_sync_debug_mode(before)
+    of_waits = [any(words in str(w.message) for words in ("synchronizing CUDA", "Synchronization debug")) for w in said]
+    for warning, is_of_waits in zip(said, of_waits):
+        if not is_of_waits: warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result, any("called a synchronizing CUDA" in str(w.message) for w in said)
+
+
 class RecordedStep:
-    "A step as a CUDA graph, after three steps on a side stream, as PyTorch's manual asks for."
-    def __init__(self, step, opt): self.step, self.opt, self.n_warm, self.graph = step, opt, 0, None
+    """A step as a CUDA graph, after three steps on a side stream, as PyTorch's manual asks for.
+
+    A step that waits for the GPU is not recorded: a recording that breaks off leaves torch's random numbers and memory
+    on that GPU in disorder, for the whole process.
+    """
+    def __init__(self, step, opt): self.step, self.opt, self.n_warm, self.graph, self.waits = step, opt, 0, None, False
 
     def __call__(self, xb, yb):
-        if self.graph is None and self.n_warm == 3: self._record(xb, yb)
+        if self.graph is None and self.n_warm == 3 and not self.waits: self._record(xb, yb)
         if self.graph is None or [t.shape for t in (xb, yb)] != [t.shape for t in self.inputs]:
             self.n_warm += 1
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream): losses = self.step(xb, yb)
+            with torch.cuda.stream(stream):
+                if self.n_warm == 3: losses, self.waits = tell_of_waits(self.step, xb, yb)
+                else: losses = self.step(xb, yb)
             torch.cuda.current_stream().wait_stream(stream)
             return losses
         for mine, new in zip(self.inputs, (xb, yb)): mine.copy_(new)
@@ -121,8 +141,10 @@ class RecordedStep:
         self.inputs, self.graph = (xb.clone(), yb.clone()), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph): self.losses = self.step(*self.inputs)
-        except RuntimeError:  # this step cannot be recorded (it waits for a value, say): go on as before
-            self.graph = None
+        except RuntimeError:  # it cannot be recorded for another reason: go on as before, with a generator in order
+            self.graph, self.waits = None, True
+            generator = torch.cuda.default_generators[xb.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
             self.opt.zero_grad()
 
 
