@@ -77,7 +77,7 @@ class Stages(Loop):
             work()
             self.cancelled = None  # a stage inside may have been cancelled
         except stage.cancels as cancel:
-            counts = cancel.skips != stage.name and self.loss is not None  # a batch without its step
+            counts = cancel.skips != stage.name and self.loss is not None  # all but its step
             self.cancelled = None if counts else cancel
             return self._call_all(stage.after, self._call_all("after_cancel_" + cancel.skips))
         except BaseException as error:  # not ours, so it goes on to the stages further out
