@@ -999,7 +999,8 @@ def test_after_bad_input_the_learner_can_fit():
 def test_a_blow_up_is_not_silent():
     train = TensorLoader(*map(torch.cat, zip(*pairs(4))), 4, shuffle=True)
     learn = learner(train, opt_func=torch.optim.SGD, lr=1e30, valid=None)
-    with pytest.warns(UserWarning, match="blown up"): learn.fit(3)
+    with pytest.warns(UserWarning, match="blown up") as said: learn.fit(3)
+    assert [f"At the end of epoch {n} " in str(one.message) for n, one in enumerate(said, 1)] == [True] * 3
     assert train.epoch == 3
 
 

@@ -137,5 +137,5 @@ def cancel_explorer(learner=Learner, cancels=CANCELS):
                    caption="Live figure. Choose an exception and the event that raises it; dots that turn hollow are "
                            "events that no longer happen.",
                    exception=widgets.Dropdown(options=["nothing", *cancels], layout=wide,
-                                             value=[*cancels][:2][-1]),  # an interesting one
+                                             value="nothing"),  # what then happens is to be predicted
                    event=widgets.Dropdown(options=EVENTS[:16], value="after_loss", layout=wide))

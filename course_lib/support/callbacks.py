@@ -44,9 +44,9 @@ class StageException(Exception):
 
 
 class Stage:
-    "A part of the loop that has a before and an after; `caught`: the exceptions that cancel it."
-    def __init__(self, name, *caught):
-        self.name, self.caught = name, caught
+    "A part of the loop that has a before and an after; `cancels`: the exceptions that cancel it."
+    def __init__(self, name, *cancels):
+        self.name, self.cancels = name, cancels
         self.before, self.after = f"before_{name}", f"after_{name}"
         self.events = self.before, self.after, f"after_cancel_{name}"
 
