@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .arguments import at_least_0, checked
+from .checks import counted
 from .optimizer import copy_hyper, read_hyper
 
 
@@ -81,6 +82,14 @@ class CheckedWatcher:
         "This epoch's value. Raises `ValueError` if no result has the name."
         if self.monitor in learn.results: return learn.results[self.monitor]
         raise ValueError(f"{self!r} watches {self.monitor!r}, but an epoch's results are: {', '.join(learn.results)}.")
+
+
+class SaysWhy:
+    "What `EarlyStopping` inherits: the line that it prints."
+    def say(self, learn):
+        best = "never a number" if self.best is None else f"{self.best:.4g}"
+        print(f"{type(self).__name__}: {self.monitor} was best {counted(self.waited, 'epoch')} ago ({best}); "
+              f"stopped after epoch {learn.epochs_done}.")
 
 
 class RemembersLearner:
