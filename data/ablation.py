@@ -1,6 +1,6 @@
 """What is a callback worth? Lists of callbacks (chapter 07), each at its own best rate. Writes data/results/ablation.json.
 
-    python data/ablation.py          about three minutes on one core; MNIST must be on disk
+    python data/ablation.py          about four minutes on one core; MNIST must be on disk
 
 Each run makes the same number of optimizer steps, by SGD with momentum 0.9, on 2,000 images of MNIST or on the embedded
 digits. A seed draws the weights, the order of the images and the noise. `tried`: validation accuracies of seeds 0 to 4 at
