@@ -175,9 +175,8 @@ class ActivationStats(LayerStatistics, Callback):
 
     layers: module -> whether it is watched, by default the activation functions, without any the
     layers with weights; near_zero: what counts as such; span, n_bins: of the histograms; every:
-    only each so many batches. `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays
-    `[batches]`, "hist" `[batches, n_bins]`; `.plot()` shows them. Raises `ValueError` for a model
-    without such layers.
+    only each so many batches. `.stats`: layer -> {"mean", "std", "near_zero"} arrays `[batches]`,
+    "hist" `[batches, n_bins]`; `.plot()` shows them. `ValueError` for a model without such layers.
     """
     in_lr_find = False
 

@@ -17,7 +17,8 @@ from ..support.checks import counted
 from ..support.live import LiveFigure, explore, in_turns
 from ..support.plots import COLORS, INK, styled
 
-LOOKS = {"nothing": ("orange", "X"), "clipping": ("blue", "o"), "accumulation": ("pink", "^"), "both": ("green", "D")}
+LOOKS = {"nothing": ("orange", "x", 8), "clipping": ("blue", "o", 9), "accumulation": ("pink", "^", 13),
+         "both": ("green", "D", 14)}  # color, marker, size: open marks, which show what lies under them
 CHECKBOX = partial(widgets.Checkbox, indent=False, layout=widgets.Layout(width="180px"))
 
 
@@ -40,8 +41,8 @@ def ablation_explorer(dls, n_steps=100, n_marks=12):
     rate_ax.set(xscale="log", xlim=(.008, 12), ylim=(0, 100), xlabel="learning rate", ylabel="validation accuracy (%)",
                 title=f"The last {n_marks} runs")
     rate_ax.set_xticks([.01, .1, 1, 10], ["0.01", "0.1", "1", "10"])
-    marks = {name: rate_ax.plot([], [], ls="", marker=marker, ms=9, mec="white", color=COLORS[color])[0]
-             for name, (color, marker) in LOOKS.items()}
+    marks = {name: rate_ax.plot([], [], ls="", marker=marker, ms=size, mew=2, mfc="none", color=COLORS[color])[0]
+             for name, (color, marker, size) in LOOKS.items()}
     fig.legend(handles=list(marks.values()), labels=list(marks), loc="outside lower right", ncols=4)
     live = LiveFigure(fig, [before, curve, *marks.values()],
                       alt="Left: the training loss by optimizer step for the ticked list of callbacks, and for the run "

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from .arguments import at_least_0, checked
-from .checks import counted
 from .optimizer import copy_hyper, read_hyper
 
 
@@ -88,7 +87,8 @@ class SaysWhy:
     "What `EarlyStopping` inherits: the line that it prints."
     def say(self, learn):
         best = "never a number" if self.best is None else f"{self.best:.4g}"
-        print(f"{type(self).__name__}: {self.monitor} was best {counted(self.waited, 'epoch')} ago ({best}); "
+        ago = f"{self.waited} epoch{'s' if self.waited > 1 else ''} ago"
+        print(f"{type(self).__name__}: {self.monitor} was best {ago} ({best}); "
               f"stopped after epoch {learn.epochs_done}.")
 
 
