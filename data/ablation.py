@@ -1,10 +1,10 @@
-"""What is a callback worth? Lists of callbacks (chapter 07), each at its own best rate. Writes data/results/ablation.json.
+"""What is a callback worth? Lists of them (chapter 07), each at its best rate. Writes data/results/ablation.json.
 
     python data/ablation.py          about four minutes on one core; MNIST must be on disk
 
 Each run makes the same number of optimizer steps, by SGD with momentum 0.9, on 2,000 images of MNIST or on the embedded
-digits. A seed draws the weights, the order of the images and the noise. `tried`: validation accuracies of seeds 0 to 4 at
-every rate, `[rates][seeds]`; the rate with the highest mean is taken, and `judged` with seeds 10 to 19.
+digits. A seed draws the weights, the order of the images and the noise. `tried`: validation accuracies of seeds 0 to 4
+at every rate, `[rates][seeds]`; the rate with the highest mean is taken, and `judged` with seeds 10 to 19.
 """
 import time
 from functools import partial
@@ -70,9 +70,9 @@ def main():
     torch.set_num_threads(1)
     load = {"mnist": partial(mnist, n_train=2_000, n_valid=5_000), "digits": digits}
     found = {name: measure(make(device="cpu")) for name, make in load.items()}
-    save_results("ablation", {"rates": RATES, "n_steps": N_STEPS, "try_seeds": list(TRY_SEEDS), "seeds": list(SEEDS), **found},
-                 start, f"rates tried with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}",
-                 indent=None)
+    held = {"rates": RATES, "n_steps": N_STEPS, "try_seeds": list(TRY_SEEDS), "seeds": list(SEEDS)}
+    how = f"rates tried with seeds {TRY_SEEDS[0]} to {TRY_SEEDS[-1]}, judged with seeds {SEEDS[0]} to {SEEDS[-1]}"
+    save_results("ablation", {**held, **found}, start, how, indent=None)
 
 
 if __name__ == "__main__": main()
