@@ -16,19 +16,18 @@ import torch
 from torch import nn
 
 from .learner import Callback, CancelFitException, CancelStepException, Learner, TerminateOnNaN
-from .support.arguments import a_path, above_0, checked
-from .support.accumulation import WaitingBatches, parameters_with_grad
+from .support.accumulation import Limits, WaitingBatches, parameters_with_grad
 from .support.activations import LayerStatistics
+from .support.arguments import a_path, checked
 from .support.checks import positive_int
 from .support.progress import ProgressReport
-from .support.records import BatchRecords, CheckedWatcher, CSVFile, RemembersLearner
+from .support.records import BatchRecords, CheckedWatcher, CSVFile, RemembersLearner, SaysWhy
 from .support.saving import load, save
 from .support.tensors import batch_size
 
 # %% ../nbs/07_callbacks.ipynb #acd00bc8
 class Recorder(BatchRecords, Callback):
-    """Keeps loss, lr and beta of every training batch and the results of every epoch, over all fits
-    of a learner.
+    """Keeps loss, lr and beta of every training batch, and every epoch's results, over all fits.
 
     `.losses`, `.lrs`, `.betas`: float64 arrays, one value for each training batch that was not
     cancelled (lr and beta: of the last group; NaN where there is none); `.epochs`: a dict of
@@ -54,9 +53,7 @@ class Progress(ProgressReport, Callback):
     run_after, in_lr_find = (TerminateOnNaN, Recorder), False
 
     def before_fit(self, learn): self.start(learn)
-
     def before_epoch(self, learn): self.start_epoch()
-
     def after_batch(self, learn): self.refresh(learn)
 
     def after_epoch(self, learn):
@@ -66,18 +63,16 @@ class Progress(ProgressReport, Callback):
 
 # %% ../nbs/07_callbacks.ipynb #3ce36bb6
 class Watcher(CheckedWatcher, Callback):
-    """The common half of callbacks that watch a result of each epoch; `.best`: the best value so
-    far.
+    """The common half of callbacks that watch a result of each epoch; `.best`: its best so far.
 
     monitor: a name in `learn.results`, such as "valid_loss" or a metric's; mode: "min" or "max",
     where the name does not tell; min_delta: what counts as better must be better by more than that.
-    Raises `ValueError` for wrong arguments at once, and for a name that is no result after the
-    first epoch.
+    Raises `ValueError` for wrong arguments, and after an epoch without such a result.
     """
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
     def improved(self, learn):
-        "Is this epoch's value better than the best so far? Then it is the best now."
+        "Is this epoch's value better than the best so far? Then it is the best now. NaN never is."
         value = self.news(learn)
         if self.best is None: gain = math.inf
         else: gain = self.best - value if self.mode == "min" else value - self.best
@@ -86,12 +81,9 @@ class Watcher(CheckedWatcher, Callback):
         return True
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b02
-class EarlyStopping(Watcher):
+class EarlyStopping(SaysWhy, Watcher):
     """Ends the fit when `patience` epochs one after the other brought nothing better (Prechelt,
-    1998).
-
-    The others as in `Watcher`; the best is that of one fit.
-    """
+    1998). The others as in `Watcher`; the best is that of one fit."""
     def __init__(self, monitor="valid_loss", patience=3, mode=None, min_delta=0.):
         super().__init__(monitor, mode, min_delta)
         self.patience, self.waited = positive_int("patience", patience), 0
@@ -102,10 +94,7 @@ class EarlyStopping(Watcher):
         if not self.has_news(learn): return
         self.waited = 0 if self.improved(learn) else self.waited + 1
         if self.waited < self.patience: return
-        best = "never a number" if self.best is None else f"{self.best:.4g}"
-        ago = f"{self.waited} epoch{'s' if self.waited > 1 else ''} ago"
-        print(f"EarlyStopping: {self.monitor} was best {ago} ({best}); "
-              f"stopped after epoch {learn.epochs_done}.")
+        self.say(learn)
         raise CancelFitException
 
 # %% ../nbs/07_callbacks.ipynb #e058436c
@@ -113,8 +102,7 @@ Learner.save, Learner.load = save, load
 
 # %% ../nbs/07_callbacks.ipynb #c6d7354c
 class SaveBest(RemembersLearner, Watcher):
-    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back to
-    it.
+    """Saves the learner whenever an epoch is the best so far; `learn.load(path)` then goes back.
 
     path: of the file; the others as in `Watcher`. The best is that of all fits of a learner; with
     another learner it begins anew, and writes over the file.
@@ -132,8 +120,7 @@ class SaveBest(RemembersLearner, Watcher):
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b03
 class CSVLogger(Callback):
-    """Writes a line of results for each epoch to a CSV file, at once, so that a crash loses
-    nothing.
+    """Writes a line of results for each epoch to a CSV file, at once: a crash loses nothing.
 
     path: of the file; append: go on with one that is there. Without it, such a file is refused
     (`FileExistsError`), not overwritten, and one with other columns in any case (`ValueError`). The
@@ -145,7 +132,6 @@ class CSVLogger(Callback):
     def __init__(self, path, append=False): self.file = CSVFile(Path(path), append)
 
     def before_fit(self, learn): self.file.open(["epoch", *learn.result_names, "seconds"])
-
     def before_epoch(self, learn): self.began = time.perf_counter()
 
     def after_epoch(self, learn):
@@ -157,10 +143,7 @@ class CSVLogger(Callback):
 # %% ../nbs/07_callbacks.ipynb #1aeb9a9b
 class GradientAccumulation(WaitingBatches, Callback):
     """Steps once for n_batches, and at the end of an epoch, with the mean gradient over all their
-    samples.
-
-    Raises `ValueError` unless n_batches is a whole number, at least 1.
-    """
+    samples. Raises `ValueError` unless n_batches is a whole number, at least 1."""
     def __init__(self, n_batches):
         self.n_batches = positive_int("n_batches", n_batches)
         self.before_train(None)
@@ -175,22 +158,11 @@ class GradientAccumulation(WaitingBatches, Callback):
         self.divided = True
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b04
-class GradientClip(Callback):
+class GradientClip(Limits, Callback):
     """Limits the gradient before each step: its norm over all parameters (Pascanu et al., 2013), or
-    each entry.
-
-    max_norm, max_value: give one of them, above 0. `.norm`: the last norm before clipping, a
-    tensor.
-    """
+    each entry. max_norm, max_value: give one of them, above 0. `.norm`: the last norm before
+    clipping, a tensor."""
     run_after = (GradientAccumulation,)
-
-    @checked(max_norm=above_0, max_value=above_0)
-    def __init__(self, max_norm=None, max_value=None):
-        limit = max_norm if max_value is None else max_value
-        if (max_norm is None) == (max_value is None) or not limit > 0:
-            raise ValueError("GradientClip needs either max_norm or max_value, above 0; "
-                             f"got {max_norm} and {max_value}.")
-        self.max_norm, self.max_value, self.norm = max_norm, max_value, None
 
     def before_step(self, learn):
         parameters = parameters_with_grad(learn.opt)
@@ -203,9 +175,8 @@ class ActivationStats(LayerStatistics, Callback):
 
     layers: module -> whether it is watched, by default the activation functions, without any the
     layers with weights; near_zero: what counts as such; span, n_bins: of the histograms; every:
-    only each so many batches. `.stats`: name of layer -> {"mean", "std", "near_zero"} arrays
-    `[batches]`, "hist" `[batches, n_bins]`; `.plot()` shows them. Raises `ValueError` for a model
-    without such layers.
+    only each so many batches. `.stats`: layer -> {"mean", "std", "near_zero"} arrays `[batches]`,
+    "hist" `[batches, n_bins]`; `.plot()` shows them. `ValueError` for a model without such layers.
     """
     in_lr_find = False
 

@@ -1,8 +1,19 @@
-"""The books of gradients that wait to be stepped: how many batches and samples, whatever is cancelled on the way."""
+"""What acts between gradient and step: limits, and the books of gradients that wait, whatever is cancelled on the way."""
+from .arguments import above_0, checked
 from .tensors import batch_size
 
 
 def parameters_with_grad(opt): return [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
+
+
+class Limits:
+    "What `GradientClip` inherits: one of two limits, checked. `.norm`: the last norm before clipping, a tensor, None before it."
+    @checked(max_norm=above_0, max_value=above_0)
+    def __init__(self, max_norm=None, max_value=None):
+        if (max_norm is None) == (max_value is None):
+            raise ValueError("GradientClip needs either max_norm or max_value, above 0; "
+                             f"got {max_norm} and {max_value}.")
+        self.max_norm, self.max_value, self.norm = max_norm, max_value, None
 
 
 class WaitingBatches:

@@ -83,6 +83,15 @@ class CheckedWatcher:
         raise ValueError(f"{self!r} watches {self.monitor!r}, but an epoch's results are: {', '.join(learn.results)}.")
 
 
+class SaysWhy:
+    "What `EarlyStopping` inherits: the line that it prints."
+    def say(self, learn):
+        best = "never a number" if self.best is None else f"{self.best:.4g}"
+        ago = f"{self.waited} epoch{'s' if self.waited > 1 else ''} ago"
+        print(f"{type(self).__name__}: {self.monitor} was best {ago} ({best}); "
+              f"stopped after epoch {learn.epochs_done}.")
+
+
 class RemembersLearner:
     "For a callback that has to know whose it was, keeps no learner alive, and can be pickled with its learner."
     _learner = None
