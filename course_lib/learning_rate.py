@@ -68,7 +68,7 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
     """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was.
 
     The rate grows from start_lr to end_lr over num_it batches, or until the smoothed loss is above
-    stop_factor times its best. It is the last layer group's; the others keep their proportion to it.
+    stop_factor times its best. It is the last layer group's; the others follow in proportion.
     on_step: called with the `LRFind` so far. Raises `ValueError`, and `RuntimeError` during a fit.
     """
     lrs = search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor)
