@@ -125,8 +125,9 @@ def combine(shares, schedules):
     parts = [part for part in zip(starts, shares, schedules) if part[1] > 0]
 
     def at(progress):
-        for start, share, schedule in reversed(parts):    # where two meet, the later one holds
-            if progress >= start - 1e-9: break
+        for part in reversed(parts):                      # where two meet, the later one holds
+            if progress >= part[0] - 1e-9: break
+        start, share, schedule = part
         return schedule(min(max((progress - start) / share, 0.), 1.))
     return at
 
