@@ -15,18 +15,15 @@ from .callbacks import Recorder
 from .learner import (
     Callback, CancelFitException, CancelValidateException, Learner, TerminateOnNaN)
 from .support.arguments import a_function, a_share, above_0, at_least_0, checked, finite
-from .support.checks import check_hyper
-from .support.optimizer import hyper_key, read_hyper, write_hyper
 from .support.range_test import (
     RangeTest, RangeTestCurve, curve, search_rates, smoothed)
 from .support.schedulers import (
-    HyperSetter, can_turn_beta, check_parts, check_restarts, check_schedules, check_stepping,
-    new_scheduler, one_cycle_arguments, spread_schedules, step_scheduler, warn_if_misplaced)
+    HyperSetter, TorchStepper, check_parts, check_restarts, check_schedules, ready_for_one_cycle)
 from .support.state import Snapshot
 
 # %% ../nbs/08_learning_rate.ipynb #12b0cea7
 def middle_of_longest_fall(losses):
-    "The place of the middle of the longest falling run of losses; bumps are skipped."
+    "The place of the middle of the longest falling row of losses; bumps are left out."
     length = [1] * len(losses)
     for i in range(len(losses)):
         length[i] = 1 + max((length[j] for j in range(i) if losses[j] > losses[i]), default=0)
@@ -61,12 +58,7 @@ class LRFinder(RangeTest, Callback):
     def before_validate(self, learn): raise CancelValidateException
 
     def after_batch(self, learn):
-        if learn.cancelled: return
-        loss = learn.loss.item()
-        if not math.isfinite(loss): raise CancelFitException
-        self.losses.append(loss)
-        if self.on_step: self.on_step(self.found())
-        if self.exploded() or len(self.losses) == len(self.lrs): raise CancelFitException
+        if not learn.cancelled and self.is_over(learn.loss.item()): raise CancelFitException
 
     def found(self): return LRFind(self.lrs[:len(self.losses)], self.losses, self.smooth)
 
@@ -76,9 +68,8 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
     """A learning-rate range test (Smith, 2017): `LRFind`; the learner is afterwards as it was.
 
     The rate grows from start_lr to end_lr over num_it batches, or until the smoothed loss is above
-    stop_factor times its best. Of layer groups the last one's rate is meant, the others keep their
-    proportion. on_step: called with the `LRFind` so far. Raises `ValueError` for wrong arguments
-    and `RuntimeError` in the middle of a fit.
+    stop_factor times its best. It is the last layer group's; the others follow in proportion.
+    on_step: called with the `LRFind` so far. Raises `ValueError`, and `RuntimeError` during a fit.
     """
     lrs = search_rates(learn, start_lr, end_lr, num_it, smooth, stop_factor)
     finder, before = LRFinder(lrs, smooth, stop_factor, on_step), Snapshot(learn)
@@ -125,19 +116,18 @@ def const(value):
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d13
 def combine(shares, schedules):
-    """Schedules one after the other; shares: of the whole, adding up to 1. Where two meet, the
-    later one holds.
+    """Schedules one after the other, each over its share of the whole; the shares add up to 1.
 
-    Raises `ValueError` for shares that are negative or do not add up, and for lists of different
-    lengths; `TypeError` for numbers in the place of schedules.
+    Raises `ValueError` for wrong shares, `TypeError` for numbers in the place of schedules.
     """
     shares, schedules = check_parts(shares, schedules)
     starts = [sum(shares[:i]) for i in range(len(shares))]
     parts = [part for part in zip(starts, shares, schedules) if part[1] > 0]
 
     def at(progress):
-        begun = [part for part in parts if progress >= part[0] - 1e-9]
-        start, share, schedule = (begun or parts[:1])[-1]
+        for part in reversed(parts):                      # where two meet, the later one holds
+            if progress >= part[0] - 1e-9: break
+        start, share, schedule = part
         return schedule(min(max((progress - start) / share, 0.), 1.))
     return at
 
@@ -168,60 +158,30 @@ class Scheduler(HyperSetter, Callback):
 class ParamScheduler(Scheduler):
     """Sets hyperparameters before each training batch.
 
-    schedules: name -> function of progress, or a list of them, one for each parameter group. Batch
-    i of the n in a fit (from 0) has progress i / (n - 1); a single batch has 1. Raises `TypeError`
-    or `ValueError` for what is no schedule, at the latest when a fit begins.
+    schedules: name -> function of progress, or a list of them, one for each parameter group.
+    Raises `TypeError` or `ValueError` for what is no schedule, at the latest when a fit begins.
     """
     def __init__(self, schedules):
         self.schedules, self.names = check_schedules(schedules), tuple(schedules)
 
     def before_fit(self, learn):
         super().before_fit(learn)
-        self.plan = spread_schedules(self.schedules, learn.opt.param_groups)
-        self.before = [(group, name, read_hyper(group, name))
-                       for group, name, _ in self.plan if name != "lr"]
         self.n = learn.n_epoch * learn.n_iter
+        self.follow(self.schedules, learn.opt.param_groups)
 
     def before_batch(self, learn):
         if not learn.training: return
         i = learn.epoch * learn.n_iter + learn.iter
-        progress = min(i / (self.n - 1), 1.) if self.n > 1 else 1.
-        for group, name, schedule in self.plan:
-            write_hyper(group, name, check_hyper(name, schedule(progress)))
-
-    def after_fit(self, learn):
-        super().after_fit(learn)
-        self.plan = []
+        self.set_all(min(i / (self.n - 1), 1.) if self.n > 1 else 1.)
 
 # %% ../nbs/08_learning_rate.ipynb #f3a90d15
-class LRScheduler(Scheduler):
+class LRScheduler(TorchStepper, Scheduler):
     """One of torch's schedulers; make_scheduler: optimizer -> scheduler, called as a fit begins.
 
     call_on: "after_batch" or "after_epoch", when it is stepped; monitor: the result that
     `ReduceLROnPlateau` is told. Warns where the other place fits better, and says what will happen.
     Raises `ValueError` for wrong arguments, and for a monitor that is no result.
     """
-    def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
-        check_stepping(make_scheduler, call_on, monitor)
-        self.make_scheduler, self.call_on, self.monitor = make_scheduler, call_on, monitor
-        self.scheduler = None
-
-    def before_fit(self, learn):
-        super().before_fit(learn)
-        self.before = [(group, "beta", read_hyper(group, "beta"))  # some of torch's turn it, too
-                       for group in learn.opt.param_groups if hyper_key(group, "beta")]
-        self.scheduler = new_scheduler(self.make_scheduler, learn.opt)
-        warn_if_misplaced(self.scheduler, self.make_scheduler, self.call_on, self.monitor, learn)
-
-    def step(self, learn):
-        step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
-
-    def after_batch(self, learn):
-        if self.call_on == "after_batch" and learn.training and not learn.cancelled:
-            self.step(learn)
-
-    def after_epoch(self, learn):
-        if self.call_on == "after_epoch" and not learn.cancelled: self.step(learn)
 
 # %% ../nbs/08_learning_rate.ipynb #b9a18155
 def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start=.25,
@@ -230,18 +190,13 @@ def fit_one_cycle(learn, n_epochs, max_lr=None, div=25, div_final=1e5, pct_start
 
     The rate goes from max_lr / div to max_lr over the share pct_start, then to max_lr / div_final,
     beta through the three betas (None: it stays). max_lr: a number or a `slice` over the groups, by
-    default `learn.lr`. `lr` is only there to say (`TypeError`) that it is max_lr. Raises
-    `ValueError` for wrong arguments and `RuntimeError` in the middle of a fit.
+    default `learn.lr`; it is not called lr (`TypeError`). Raises `ValueError`, and `RuntimeError`
+    during a fit.
     """
-    n_epochs, max_lr, betas, cbs = one_cycle_arguments(
-        learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr)
-    if learn.lr is None and learn.opt is None: learn.lr = max_lr
-    if learn.opt is None or reset_opt: learn.make_opt()
-    n = n_epochs * len(learn.dls.train)
-    up = min(max((pct_start * n - 1) / (n - 1), 0.), 1.) if n > 1 else 0.  # as torch counts it
+    n_epochs, max_lr, betas, cbs, up = ready_for_one_cycle(
+        learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, reset_opt, lr)
     schedules = {"lr": [one_cycle(peak, div, div_final, up) for peak in learn.rates(max_lr)]}
-    if betas and can_turn_beta(learn.opt.param_groups):
-        schedules["beta"] = combine([up, 1 - up], [cos(*betas[:2]), cos(*betas[1:])])
+    if betas: schedules["beta"] = combine([up, 1 - up], [cos(*betas[:2]), cos(*betas[1:])])
     learn.fit(n_epochs, cbs=[*cbs, ParamScheduler(schedules)])
 
 

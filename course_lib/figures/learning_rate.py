@@ -19,6 +19,7 @@ from ..support.paired import central_t
 from ..support.plots import COLORS, GHOST, INK, LABEL_BOX, show, styled
 
 
+LESS = "steepest, smooth .9"  # a rule in the stored results
 BETAS = {"against the rate": (.95, .85), "constant": (.9, .9), "with the rate": (.85, .95)}  # at both ends, at the peak
 LINES = {"constant": ("amber", "s", ":"), "cosine": ("green", "^", "--"), "short warm-up": ("sky", "v", (0, (6, 2))),
          "warm-up": ("blue", "o", "-"), "one-cycle": ("orange", "D", "-"), "with the rate": ("pink", "X", "-."),
@@ -57,7 +58,7 @@ def show_picks(picked, alt, caption):
     "Ten searches: the rate that each rule read off, and the accuracy that a training with it reached."
     fig, ax = plt.subplots(figsize=(8, 3.8))
     for name, rates in picked["rates"].items():
-        color, marker = (SUGGESTION_MARKS | {"a tenth of valley": ("blue", "X")})[name]
+        color, marker = (SUGGESTION_MARKS | {"a tenth of valley": ("blue", "X"), LESS: ("sky", "^")})[name]
         ax.plot(rates, [100 * share for share in picked["accuracy"][name]], color=COLORS[color], marker=marker,
                 ms=8, mec="white", ls="", label=name.replace("_", " "))
     ax.set(xscale="log", xlabel="learning rate that was picked", ylabel="validation accuracy (%)")
@@ -111,16 +112,20 @@ def show_shapes(shapes, alt, caption):
 
 
 @styled
-def show_steps(losses, alt, caption):
-    "Losses of some runs: name of a schedule -> losses by batch."
-    fig, ax = plt.subplots(figsize=(8, 3.2))
-    for name, values in losses.items():
-        color, marker, ls = LINES[name]
-        ax.plot(range(1, len(values) + 1), values, color=COLORS.get(color, INK), ls=ls, marker=marker,
-                markevery=max(len(values) // 10, 1), label=name)
-    ax.set(xlabel="training batch", ylabel="training loss (nats)", ylim=(0, None))
-    ax.set_xticks([1, *range(5, len(values) + 1, 5)])
-    ax.legend()
+def show_steps(losses, dead, alt, caption):
+    "Some runs: name of a schedule -> losses by batch; and -> shares of dead units after each batch."
+    fig, (loss_ax, dead_ax) = plt.subplots(1, 2, figsize=(11, 3.6))
+    for ax, runs, unit in (loss_ax, losses, 1), (dead_ax, dead, 100):
+        for name, values in runs.items():
+            color, marker, ls = LINES[name]
+            ax.plot(range(1, len(values) + 1), unit * np.asarray(values), color=COLORS.get(color, INK), ls=ls,
+                    marker=marker, markevery=max(len(values) // 10, 1), label=name)
+        ax.set(xlabel="training batch", ylim=(0, None))
+        ax.set_xticks([1, *range(5, len(values) + 1, 5)])
+    loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess (ln 10)")
+    loss_ax.set(ylabel="training loss (nats)")
+    dead_ax.set(ylabel="dead units after the batch (%)", ylim=(0, 100))
+    loss_ax.legend()
     show(fig, alt=alt, caption=caption)
 
 
@@ -217,27 +222,32 @@ def one_cycle_explorer(dls, n_batches=240):
     `.state`: peak, pct_start, shape, beta, batch, loss (mean of the last 20), accuracy (NaN until it is through),
     constant_accuracy (the same net at a constant rate of the peak), `diverged` (the loss is above twice a blind guess).
     """
-    fig = Figure(figsize=(11.5, 3.7))
-    rate_ax, loss_ax, accuracy_ax = fig.subplots(1, 3)
-    rate_ax.set(xlabel="training batch", ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-4, 2),
-                title="The schedule")
+    fig = Figure(figsize=(11.5, 3.9))
+    axes = fig.subplot_mosaic([["rate", "loss", "accuracy"], ["beta", "loss", "accuracy"]], height_ratios=[2, 1])
+    rate_ax, beta_ax, loss_ax, accuracy_ax = (axes[name] for name in ("rate", "beta", "loss", "accuracy"))
+    rate_ax.set(ylabel="learning rate", yscale="log", xlim=(0, n_batches), ylim=(1e-7, 3), title="The schedule")
+    rate_ax.set_yticks([1e-6, 1e-4, 1e-2, 1])
+    rate_ax.minorticks_off()
+    rate_ax.tick_params(labelbottom=False)
+    beta_ax.set(xlabel="training batch", ylabel="beta", xlim=(0, n_batches), ylim=(.83, .97), yticks=[.85, .9, .95])
     loss_ax.set(xlabel="training batch", ylabel="training loss (nats)", xlim=(0, n_batches), ylim=(0, 4),
                 title="The loss while it trains")
     accuracy_ax.set(xlabel="peak or constant rate", ylabel="validation accuracy (%)", xscale="log", xlim=(.008, 1.25),
                     ylim=(0, 102), title="What each peak reached")
     loss_ax.axhline(math.log(10), color=INK, ls=":", lw=1.5, label="blind guess (ln 10)")
     [rate] = rate_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5)
+    [betas] = beta_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2.5)
     [at] = rate_ax.plot([], [], color=COLORS["orange"], marker="o", ms=10, mec="white", ls="")
     [constant_curve] = loss_ax.plot([], [], color=GHOST, ls="--", lw=1.2, label="constant at the peak")
     [curve] = loss_ax.plot([], [], color=COLORS["blue"], ls="-", lw=2, label="one-cycle")
     legend = loss_ax.legend(loc="upper right", frameon=True, framealpha=.85, edgecolor="none")
-    [others] = accuracy_ax.plot([], [], color=GHOST, marker="s", ls="", ms=7, label="constant rate")
+    [others] = accuracy_ax.plot([], [], color=INK, marker="s", mfc="none", ls="", ms=11, label="constant rate")
     [dots] = accuracy_ax.plot([], [], color=COLORS["blue"], marker="o", ls="", ms=8, label="one-cycle")
     [now] = accuracy_ax.plot([], [], color=COLORS["orange"], marker="D", ls="", ms=12, mec="white", zorder=5,
                              label="the last one")
     accuracy_ax.legend(loc="lower left")
-    live = LiveFigure(fig, [rate, at, constant_curve, curve, legend, others, dots, now],
-                      alt="Left: the chosen one-cycle. Middle: the training loss by batch, with the one-cycle "
+    live = LiveFigure(fig, [rate, betas, at, constant_curve, curve, legend, others, dots, now],
+                      alt="Left: the rate of the chosen one-cycle, and below it beta. Middle: the training loss by batch, with the one-cycle "
                           "and at a constant rate of its peak; a dotted line marks a blind guess. "
                           "Right: the validation accuracy reached by each peak, the last one a diamond, and "
                           "by constant rates.")
@@ -277,13 +287,14 @@ def one_cycle_explorer(dls, n_batches=240):
         form, (edge, middle) = {"cosine": cos, "linear": lin}[shape], BETAS[beta]
         up_and_down = lambda *ends: combine([pct_start, 1 - pct_start], [form(*ends[:2]), form(*ends[1:])])
         schedule = up_and_down(peak / 25, peak, peak / 1e5)
-        progress = np.linspace(0, 1, n_batches)
+        turn, progress = up_and_down(edge, middle, edge), np.linspace(0, 1, n_batches)
         rate.set_data(range(n_batches), [schedule(p) for p in progress])
+        betas.set_data(range(n_batches), [turn(p) for p in progress])
         now.set_data([], [])
         show_constant(constants[peak][1] if peak in constants else [])
         settings = {"peak": peak, "pct_start": pct_start, "shape": shape, "beta": beta}
         recorder, plain = Recorder(), Recorder()
-        fitting = fit(schedule, recorder, up_and_down(edge, middle, edge))
+        fitting = fit(schedule, recorder, turn)
         reached = yield from _while_showing(fitting, lambda: draw(recorder, settings))
         _remember(tried, peak, 100 * reached)
         if peak not in constants:
@@ -318,7 +329,7 @@ def one_cycle_explorer(dls, n_batches=240):
     return explore(train, live, words=words,
                    caption="Live figure. Each move trains a network on real digits with the one-cycle that you "
                            "drew, and for each new peak once "
-                           "more at a constant rate, in grey.",
+                           "more at a constant rate: the grey line, and the squares.",
                    peak=widgets.FloatLogSlider(.14, base=10, min=-2, max=0, step=.05, readout_format=".2g",
                                                layout=widgets.Layout(width="215px")),
                    pct_start=widgets.FloatSlider(.25, min=0, max=1, step=.05, description="warm-up",

@@ -56,6 +56,13 @@ class RangeTest:
         "The last group gets lr, the others in proportion."
         for group, share in zip(learn.opt.param_groups, self.shares): group["lr"] = share * float(lr)
 
+    def is_over(self, loss):
+        "Note the loss of a batch. Was it the last: not finite (which is not noted), exploded, or at the last rate?"
+        if not math.isfinite(loss): return True
+        self.losses.append(loss)
+        if self.on_step: self.on_step(self.found())
+        return self.exploded() or len(self.losses) == len(self.lrs)
+
     def exploded(self):
         "Is the average of the losses, with the newest one in it, stop_factor times as high as it was at its best?"
         self.average = self.smooth * self.average + (1 - self.smooth) * self.losses[-1]

@@ -36,9 +36,9 @@ def check_restarts(n_cycles, mult):
 class HyperSetter:
     """What `Scheduler` inherits: two of them must not set the same hyperparameter, and after a fit it is put back.
 
-    names: of what is set; before: (group, name, value) of what is put back.
+    names: of what is set; plan: (group, name, schedule); before: (group, name, value) of what is put back.
     """
-    names, before = ("lr",), ()
+    names, plan, before = ("lr",), (), ()
 
     def before_fit(self, learn):
         for other in learn.fit_cbs:
@@ -46,9 +46,18 @@ class HyperSetter:
             if both: raise ValueError(f"{self!r} and {other!r} would both set {', '.join(sorted(both))}: keep "
                                       "one of them.")
 
+    def follow(self, schedules, groups):
+        "Plan these schedules for an optimizer's groups, and note what is put back. Raises `ValueError` for others."
+        self.plan = spread_schedules(schedules, groups)
+        self.before = [(group, name, read_hyper(group, name)) for group, name, _ in self.plan if name != "lr"]
+
+    def set_all(self, progress):
+        "Each hyperparameter of the plan gets the value of its schedule. Raises `ValueError` for an impossible one."
+        for group, name, schedule in self.plan: write_hyper(group, name, check_hyper(name, schedule(progress)))
+
     def after_fit(self, learn):
         for group, name, value in self.before: write_hyper(group, name, value)
-        self.before = ()
+        self.plan = self.before = ()
 
 
 def each_schedule(schedule, n=1):
@@ -104,6 +113,31 @@ def new_scheduler(make_scheduler, opt):
     scheduler = make_scheduler(opt)
     if not hasattr(scheduler, "step"): raise ValueError(f"make_scheduler gave {scheduler!r}, which has no step().")
     return scheduler
+
+
+class TorchStepper(HyperSetter):
+    "What `LRScheduler` inherits: makes a scheduler as a fit begins, and steps it after each batch or each epoch."
+    def __init__(self, make_scheduler, call_on="after_batch", monitor="valid_loss"):
+        check_stepping(make_scheduler, call_on, monitor)
+        self.make_scheduler, self.call_on, self.monitor = make_scheduler, call_on, monitor
+        self.scheduler = None
+
+    def before_fit(self, learn):
+        super().before_fit(learn)
+        self.before = [(group, "beta", read_hyper(group, "beta"))  # some of torch's turn it, too
+                       for group in learn.opt.param_groups if hyper_key(group, "beta")]
+        self.scheduler = new_scheduler(self.make_scheduler, learn.opt)
+        warn_if_misplaced(self.scheduler, self.make_scheduler, self.call_on, self.monitor, learn)
+
+    def after_batch(self, learn):
+        if learn.training: self.step("after_batch", learn)
+
+    def after_epoch(self, learn): self.step("after_epoch", learn)
+
+    def step(self, event, learn):
+        "Step the scheduler if this is its event, and what has ended was not cancelled."
+        if event == self.call_on and not learn.cancelled:
+            step_scheduler(self.scheduler, self.call_on, self.monitor, learn.results)
 
 
 def intended_steps(scheduler):
@@ -198,6 +232,24 @@ def one_cycle_arguments(learn, n_epochs, max_lr, div, div_final, pct_start, beta
             raise ValueError(f"betas must be three: at the start, at the peak and at the end; got {betas!r}.")
         betas = [check_hyper("beta", beta) for beta in betas]
     return n_epochs, max_lr, betas, cbs
+
+
+def ready_for_one_cycle(learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, reset_opt, lr):
+    """Checks the arguments of `fit_one_cycle`, then sees to the optimizer -> n_epochs, max_lr, betas, cbs, up.
+
+    betas: None where the optimizer's stays; up: the progress at which the peak is reached.
+    """
+    n_epochs, max_lr, betas, cbs = one_cycle_arguments(
+        learn, n_epochs, max_lr, div, div_final, pct_start, betas, cbs, lr)
+    if learn.lr is None and learn.opt is None: learn.lr = max_lr
+    if learn.opt is None or reset_opt: learn.make_opt()
+    if not can_turn_beta(learn.opt.param_groups): betas = None
+    return n_epochs, max_lr, betas, cbs, progress_of_peak(pct_start, n_epochs * len(learn.dls.train))
+
+
+def progress_of_peak(pct_start, n):
+    "Where `OneCycleLR` has its peak: at step pct_start · n − 1 of n, which is counted as progress i / (n − 1)."
+    return min(max((pct_start * n - 1) / (n - 1), 0.), 1.) if n > 1 else 0.
 
 
 def can_turn_beta(groups):
