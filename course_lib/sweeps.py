@@ -12,7 +12,7 @@ from torch import nn
 from .support.arguments import a_function, a_loader, a_module, above_0, checked
 from .support.checks import whole_number
 from .support.ensemble import (
-    ALL_LOST, EnsembleBase, SweepBase, isolated, kept, learned, losses_of_all, set_hypers)
+    EnsembleBase, SweepBase, isolated, kept, learned, losses_of_all, set_hypers)
 
 # %% ../nbs/09_sweeps.ipynb #607a0799
 def mlp_preds(model, params, xb):
@@ -69,21 +69,6 @@ class Sweep(SweepBase):
     def ensemble(self, hypers):
         return Ensemble(self.model, self.loss_func, self.opt_func, hypers, self.seed, self.init)
 
-    def train(self, chunks, n_steps):
-        "Train the points in these `slice`s of the list, an ensemble each; yields each step done."
-        self.ensembles = {chunk.start: self.ensemble(self.hypers_of(chunk)) for chunk in chunks}
-        for step, (xb, yb) in enumerate(self.batches(n_steps)):
-            for chunk in chunks:
-                self._loss[chunk, step] = self.ensembles[chunk.start].step(xb, yb)
-                self._done[chunk] = step + 1
-            yield step
-
-    def best(self, n_last=None):
-        "The index of the point of lowest `final` loss, a tuple; `ValueError` if all are lost."
-        final = self.final(n_last)
-        if not final.isfinite().any(): raise ValueError(ALL_LOST)
-        return tuple(int(i) for i in torch.unravel_index(final.argmin(), self.shape))
-
 # %% ../nbs/09_sweeps.ipynb #34c1ba5f
 @checked(model=a_module, loss_func=a_function, opt_func=a_function, dl=a_loader, seed=whole_number,
          on_step=a_function, max_bytes=above_0, init=a_function)
@@ -94,13 +79,13 @@ def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, m
     model: every point starts from its weights and buffers, in its mode; it is not changed;
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`;
     dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
-    grid: name of a hyperparameter -> values `[L]`, an axis each. A `seed` pairs runs: each value
-    draws weights (on the CPU, by `reset_parameters` or `init(model)`) and masks, the same
-    for all other axes; seed: that of random layers without such an axis;
+    grid: name of a hyperparameter -> values `[L]`, an axis each. With an axis `seed`, each seed
+    draws new weights by `init(model)`, or else by every layer's `reset_parameters`; seed: for the
+    random numbers of layers such as dropout, where the grid has no such axis;
     on_step: called as `on_step(step, loss)` with the losses so far `[*grid, n_steps]`; True stops;
     max_bytes: memory to use, by default half of what is free; more is trained in slices.
     Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not one
-    model fits; warns where random layers draw otherwise than alone (transposed dropout).
+    model fits; warns where vmap makes a layer draw other numbers than it would alone.
     """
     result = Sweep(model, loss_func, opt_func, dl, n_steps, grid, seed, max_bytes, init)
     for step in result.steps():

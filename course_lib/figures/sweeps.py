@@ -159,7 +159,7 @@ class SweepExplorer(Explorer):
         self.curve_ax.add_collection(self.wild)
         self.best_line = line(self.curve_ax, COLORS["orange"], ls="--", lw=2.5, label="★ the best")
         self.here_line = line(self.curve_ax, COLORS["blue"], ls="-", lw=2, label="□ the cell pointed at")
-        self.curve_ax.set(yscale="log", xlim=(0, 300), ylim=(.02, 20), xlabel="step", title="Its curve",
+        self.curve_ax.set(yscale="log", xlim=(0, 300), ylim=(.1, 20), xlabel="step", title="Loss by step",
                           ylabel="training loss (mean of 5 batches)")
         self.curve_ax.legend(loc="lower left", ncols=1)
         moving = [self.image, self.lost, self.star, self.square, self.wild, self.best_line, self.here_line,
@@ -244,7 +244,7 @@ class SweepExplorer(Explorer):
         self.lost.set_data(columns[crossed[:, 0]], rows[crossed[:, 1]])
         self.star.set_data([columns[best[0]]], [rows[best[1]]])
         self.square.set_data([column], [row])
-        some = crossed[::max(1, lost.sum() // 6)]
+        some = crossed[::max(1, math.ceil(lost.sum() / 3))]
         self.wild.set_segments([self._curve(losses[tuple(at)], step) for at in some])
         for artist, at in ((self.best_line, best), (self.here_line, here)):
             artist.set_data(*self._curve(losses[at], step).T)
@@ -292,7 +292,7 @@ class SweepExplorer(Explorer):
 
 
 @styled
-def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
+def forest_explorer(train, betas=(.5, .8, .85, .9, .95, .98), n_steps=100):
     """Is momentum better than none, at this rate? A forest plot that fills in while the networks train: for each beta,
     seed by seed, the difference of its loss from that of plain SGD, their mean and its 95 % interval.
 
@@ -308,6 +308,10 @@ def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
     dots = [line(color=GHOST, marker=".", ms=6, ls="") for _ in betas]
     bars = [line(color=GHOST, lw=3, ls="-", marker="|", ms=14, mew=2.5) for _ in betas]
     means = [line(color=GHOST, marker="D", ms=9, ls="") for _ in betas]
+    ax.set_xscale("symlog", linthresh=.02)  # differences are of very different sizes, and on both sides of zero
+    ticks = [-10, -1, -.1, -.01, 0, .01, .1, 1, 10]
+    ax.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+    ax.minorticks_off()
     ax.set(ylim=(-.6, len(betas) - .4), xlim=(-1, 1), title="Loss with momentum minus loss without it",
            xlabel="difference of the training loss, mean of the last tenth    ← better    worse →")
     ax.set_yticks(range(len(betas)), [f"beta {beta:g}" for beta in betas])
@@ -355,6 +359,7 @@ def forest_explorer(train, betas=(.5, .8, .9, .95, .98), n_steps=100):
 
     return explore(run, live, words=words,
                    caption="Live figure. A dot is a seed, a diamond their mean, the bar its 95 % interval: blue where "
-                           "momentum is better than none, orange where it is worse, grey where these seeds cannot say.",
+                           "momentum is better than none, orange where it is worse, grey where these seeds cannot say. The "
+                           "axis is even between −0.02 and 0.02, and goes in powers of ten beyond.",
                    lr=widgets.FloatLogSlider(.1, base=10, min=-3, max=0, step=.1, readout_format=".1e"),
                    n_seeds=widgets.IntSlider(10, 3, 40, description="seeds"))

@@ -371,8 +371,7 @@ def cut(n, lasting, passing, max_bytes, at_once, n_parts=1):
 class SweepBase:
     """What `Sweep` inherits: arguments checked, a trial step, memory reckoned, batches, and what the losses say.
 
-    Wants `ensemble(hypers)`, which makes models that `step(xb, yb)` all at once, and `train(chunks, n_steps)`.
-    Arguments and errors as in `sweep`.
+    Wants `ensemble(hypers)`, which makes models that `step(xb, yb)` all at once. Arguments and errors as in `sweep`.
     """
     def __init__(self, model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None, init=None):
         self.model, self.loss_func, self.opt_func, self.seed = copy.deepcopy(model), loss_func, opt_func, seed
@@ -516,7 +515,15 @@ class SweepBase:
         "A generator that trains: it yields the number of each step once that is done (in every slice anew)."
         for chunks in self.slices: yield from self.train(chunks, self.n_steps)
 
-    def hypers_of(self, chunk): return {name: values[chunk] for name, values in self.hypers.items()}
+    def train(self, chunks, n_steps):
+        "Train the points in these `slice`s of the list, an ensemble each; yields each step done."
+        self.ensembles = {chunk.start: self.ensemble({name: values[chunk] for name, values in self.hypers.items()})
+                          for chunk in chunks}
+        for step, (xb, yb) in enumerate(self.batches(n_steps)):
+            for chunk in chunks:
+                self._loss[chunk, step] = self.ensembles[chunk.start].step(xb, yb)
+                self._done[chunk] = step + 1
+            yield step
 
     # What has come of it
 
@@ -557,6 +564,12 @@ class SweepBase:
             rows = self._done == done
             last[rows] = self._loss[rows, max(0, done - n_last):done].mean(-1)
         return self.on_grid(last.nan_to_num(math.inf, math.inf, math.inf))
+
+    def best(self, n_last=None):
+        "The index of the point of lowest `final` loss, a tuple; `ValueError` if all are lost."
+        final = self.final(n_last)
+        if not final.isfinite().any(): raise ValueError(ALL_LOST)
+        return tuple(int(i) for i in torch.unravel_index(final.argmin(), self.shape))
 
     def over_seeds(self, n_last=None):
         "`final`, its mean over the seeds, `[*grid without seeds]`; inf where one blew up."
