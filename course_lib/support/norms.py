@@ -1,7 +1,8 @@
-"""What stands around the arithmetic of chapter 10's normalization layers: arguments, checks, state dicts.
+"""What stands around the arithmetic of chapter 10's layers: arguments, checks, state dicts, slices.
 
 Subclasses of torch.nn's, so that whoever looks for torch's class finds ours too; the arithmetic is our own."""
 import numbers
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -103,3 +104,10 @@ class CheckedGroupNorm(CheckedNorm, nn.GroupNorm):
         if x.numel() == self.num_groups:
             raise ValueError(f"Expected more than 1 value per group, got input size {list(x.shape)} for "
                              f"{self.num_groups} groups.")
+
+
+class SliceableSequential(nn.Sequential):
+    "A base for a Sequential whose `__init__` takes other things than layers: its slices are a plain `nn.Sequential`."
+    def __getitem__(self, i):
+        if not isinstance(i, slice): return super().__getitem__(i)
+        return nn.Sequential(OrderedDict([*self.named_children()][i]))

@@ -7,8 +7,32 @@ from time import perf_counter
 import torch
 import torch.nn.functional as F
 
+from .arguments import a_dtype, checked
+from .tensors import map_tensors
+
 FORMATS = {"float32": (torch.contiguous_format, None), "float32, channels last": (torch.channels_last, None),
            "bfloat16, channels last": (torch.channels_last, torch.bfloat16)}
+
+
+class AutocastBase:
+    """What chapter 10's callback `Autocast` does: `torch.autocast` begins before the model and ends after it, also where
+    the model raises. Fits may be nested: each has its own in `entered`.
+    """
+    @checked(dtype=a_dtype)
+    def __init__(self, dtype=torch.bfloat16): self.dtype, self.entered = dtype, []
+
+    def before_batch(self, learn):
+        device_type = (learn.device or torch.device("cpu")).type
+        self.entered.append(contextlib.ExitStack())
+        if not torch.is_autocast_enabled(device_type):  # another one may be at work already
+            self.entered[-1].enter_context(torch.autocast(device_type, self.dtype))
+
+    def after_pred(self, learn):
+        self.entered[-1].close()
+        learn.pred = map_tensors(lambda x: x.float() if x.dtype is self.dtype else x, learn.pred)
+
+    def after_batch(self, learn):  # comes in any case, also after an error in the model
+        if self.entered: self.entered.pop().close()
 
 
 @torch.enable_grad()
