@@ -30,7 +30,7 @@ from .support.pretrained import load_weights
 from .support.tensors import default_device
 from .support.transfer import (
     a_key_of, best_scratch, check_fine_tune, children_with_parameters, complete, draw_few,
-    find_head, fresh_layer, is_norm, joined, split_by_axes, tta_looks)
+    find_head, fresh_layer, gray_images, is_norm, joined, split_by_axes, tta_looks)
 
 # %% ../nbs/11_transfer.ipynb #81bc5e1c
 @checked(model=a_module, x=a_tensor, batch_size=positive_int)
@@ -79,8 +79,8 @@ def glyph_backbone(path=None, device=None):
     """`small_resnet` with weights pretrained on `GlyphLoader`, in evaluation mode; all can learn.
     path: weights of your own, as data/train_glyphs.py writes them. Raises `DamagedFileError` for a
     damaged or missing file, `ValueError` for another model's weights."""
-    model = seeded(0, small_resnet)                                     # with random weights, …
-    model = load_weights(model, glyph_weights(path), str(path or "glyphs.safetensors"))  # … replaced
+    model = seeded(0, small_resnet)  # random weights, which the next line replaces
+    model = load_weights(model, glyph_weights(path), str(path or "glyphs.safetensors"))
     return model.eval().to(default_device() if device is None else device)
 
 # %% ../nbs/11_transfer.ipynb #2d570949
@@ -199,11 +199,9 @@ def tta(learn, dl=None, transform=None, n=4):
 Learner.tta = tta
 
 # %% ../nbs/11_transfer.ipynb #855e61d6
-@checked(x=a_tensor)
+@checked(x=gray_images)
 def gray_to_rgb(x):
     "Gray images `[B, 1, H, W]` as `[B, 3, H, W]`: three times the same channel, without a copy."
-    if x.ndim != 4 or x.shape[1] != 1:
-        raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
     return x.expand(-1, 3, -1, -1)
 
 # %% ../nbs/11_transfer.ipynb #photo-loaders

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import fx, nn
 
-from .arguments import a_dls, above_0, checked
+from .arguments import a_dls, above_0, checked, refuse
 from .checks import as_list, positive_int, whole_number
 from .tensors import map_tensors
 
@@ -183,6 +183,12 @@ def a_key_of(choices):
         if value not in list(choices): raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
         return value
     return check
+
+
+def gray_images(name, x):
+    if not isinstance(x, torch.Tensor): refuse(name, "a tensor", x)
+    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
+    return x
 
 
 def tta_looks(learn, dl, transform, n):
