@@ -21,7 +21,7 @@ from torchvision import transforms
 from torchvision.datasets import Imagenette, OxfordIIITPet, utils
 from torchvision.transforms import functional as pictures
 
-from course_lib import SGD, Learner, accuracy, transfer
+from course_lib import SGD, Learner, accuracy
 from course_lib.support import photos
 from course_lib.support.files import DamagedFileError, DataError, DownloadError
 from course_lib.support.photos import (
@@ -462,7 +462,7 @@ def test_bad_arguments_are_refused(server, tmp_path, name, wrong, message):
 
 
 def test_imagenettes_archive_suits_the_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(transfer, "_photo_loaders", lambda source, *rest: source.home.name)
+    monkeypatch.setattr(photos, "photo_loaders", lambda classes, source, *rest: source.home.name)
     assert [imagenette(tmp_path, large=large) for large in (160, 161, 320, 321)] == [
         "imagenette2-160", "imagenette2-320", "imagenette2-320", "imagenette2"]
 

@@ -568,12 +568,25 @@ def test_the_trials_have_ten_draws_and_rates_within_the_range_that_was_tried(nam
         if way in FOUR_WAYS: assert run["lrs"][0] < run["lr"] < run["lrs"][-1], way
 
 
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_the_defaults_were_measured_on_the_same_draws(name):
+    found = results("transfer_defaults")[name]
+    run = found["lr_mult 100"]
+    assert run["lr"] == run["lrs"][int(np.argmax(run["by_lr"]))]
+    for values in (run["final"], run["too large"], found["decay on all"], found["three epochs at 0.03"]):
+        assert len(values) == 10 and all(.5 < share <= 1 for share in values)
+
+
 def test_the_figures_draw_what_was_measured():
     trials, curves = results("transfer_trials"), glyph_curves()
     ways, looks, by_n = ways_figure(trials), looks_figure(trials), curves_figure(curves)
-    for ax, name in zip(ways.axes, ("mnist", "digits")):
-        means = sorted(np.mean(trials[name]["ways"][way][key]) for way in FOUR_WAYS for key in ("final", "too large"))
-        assert sorted(line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1) == pytest.approx(means)
+    for i, name in enumerate(("mnist", "digits")):
+        runs, (chosen, large) = trials[name]["ways"], ways.axes[2 * i:2 * i + 2]
+        one = runs["all, one rate"]["final"]
+        for ax, means in ((chosen, [paired(runs[way]["final"], one).mean for way in FOUR_WAYS][1:]),
+                          (large, [paired(runs[way]["too large"], runs[way]["final"]).mean for way in FOUR_WAYS])):
+            drawn = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+            assert drawn == pytest.approx([100 * mean for mean in means])
     for ax, name in zip(looks.axes, ("mnist", "digits")):
         found = trials[name]["looks"]
         drawn = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]

@@ -385,3 +385,42 @@ def imagenette_source(root=None, large=160):
         train, test = (Imagenette(home.parent, split, kind) for split in ("train", "val"))
         return [names[0] for names in train.classes], [tuple(zip(*part._samples)) for part in (train, test)]
     return Source("imagenette", home, ("train", "val"), (archive,), home.parent, read)
+
+
+def photo_loaders(classes, source, size, large, batch_size, n_valid, device, seed, download):
+    """`DataLoaders` of photos, decoded once; cropped at random in training, else in the middle.
+
+    classes: chapter 01's `TensorLoader` and `DataLoaders`, which this room does not know.
+    """
+    check_photo_sizes(size, large, batch_size)
+    photos, (loader, loaders) = load_photos(source, large, n_valid, download), classes
+    crops = RandomResizedCrop(size, device=device), CenterCrop(size, device=device)
+    dls = loaders(*(loader(photos.x[part], photos.y[part], batch_size, not i, crops[i > 0], seed=seed)
+                    for i, part in enumerate((photos.train, photos.valid, photos.test))), name=source.name)
+    dls.classes = photos.classes
+    return dls
+
+
+def photo_sets(*classes):
+    "The functions `pets` and `imagenette`, which make loaders of chapter 01's `TensorLoader` and `DataLoaders`."
+    def pets(root=None, size=224, large=288, batch_size=64, n_valid=None, device=None, seed=0, download=True):
+        """The Oxford-IIIT Pets (Parkhi et al., 2012), 37 breeds, as `DataLoaders` with `.classes`.
+
+        Normalised float images `[n, 3, size, size]`, cropped at random in training, and int64 targets `[n]`; `.train.x`
+        are uint8 `[n, 3, large, large]`, on disk. root: see `data_root`; large: side of the square that each photo is
+        decoded to, once; n_valid: how many training photos are cut off for validation, by default a sixth. Raises
+        `DownloadError` where files cannot be had, `DamagedFileError` where one is damaged, `DataError` where the disk
+        has no room.
+        """
+        return photo_loaders(classes, pets_source(root), size, large, batch_size, n_valid, device, seed, download)
+
+    def imagenette(root=None, size=128, large=160, batch_size=64, n_valid=None, device=None, seed=0, download=True):
+        """Imagenette (Howard, 2019), ten easy classes of ImageNet; else like `pets`.
+
+        The archive is the smallest whose shorter sides, 160, 320 or all pixels, are at least `large`; its `val` photos
+        are the test part.
+        """
+        source = imagenette_source(root, large)
+        return photo_loaders(classes, source, size, large, batch_size, n_valid, device, seed, download)
+
+    return pets, imagenette

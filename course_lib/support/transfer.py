@@ -5,8 +5,9 @@ import re
 import torch
 from torch import fx, nn
 
-from .arguments import a_dls, above_0, checked
+from .arguments import a_dls, above_0, checked, refuse
 from .checks import as_list, positive_int, whole_number
+from .tensors import map_tensors
 
 
 def has_parameters(module, recurse=False): return any(True for _ in module.parameters(recurse))
@@ -176,9 +177,23 @@ def best_scratch(measured):
     return float(rate), accuracies
 
 
-def tta_inputs(learn, dl, transform):
-    """The loader without its transform, so that each version begins with what it holds; that transform; and the random
-    one. Raises `ValueError` where a loader or a random transform is missing.
+def a_key_of(choices):
+    "A check for one of these names."
+    def check(name, value):
+        if value not in list(choices): raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        return value
+    return check
+
+
+def gray_images(name, x):
+    if not isinstance(x, torch.Tensor): refuse(name, "a tensor", x)
+    if x.ndim != 4 or x.shape[1] != 1: raise ValueError(f"Expected gray images [B, 1, H, W], got {list(x.shape)}.")
+    return x
+
+
+def tta_looks(learn, dl, transform, n):
+    """The loader without its transform, so that each look begins with what it holds; and n + 1 looks, `(xb, yb) -> xb`:
+    by that transform, and n random ones. Raises `ValueError` where a loader or a random transform is missing.
     """
     dl = learn.dls.valid if dl is None else dl
     transform = getattr(learn.dls.train, "transform", None) if transform is None else transform
@@ -188,4 +203,13 @@ def tta_inputs(learn, dl, transform):
     if hasattr(dl, "transform"):
         dl = copy.copy(dl)
         dl.transform = None
-    return dl, plain, transform
+    # of a copy, since a transform may change what it is given
+    looked = lambda one: lambda xb, yb: one(map_tensors(torch.clone, xb), yb)[0]
+    return dl, [looked(plain), *[looked(transform)] * n]
+
+
+def joined(parts):
+    "Probabilities and targets of each batch, `[(probabilities, yb), …]` -> those of all, on one device."
+    if not parts: raise ValueError("The loader is empty: it has no batch.")
+    probabilities, targets = zip(*parts)
+    return torch.cat(probabilities), torch.cat([yb.to(probabilities[0].device) for yb in targets])
