@@ -120,6 +120,7 @@ def test_the_wheel_holds_every_embedded_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     embedded = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     paths = [*(ROOT / "data").iterdir(), *(ROOT / "data" / "results").iterdir()]
-    files = {str(path.relative_to(ROOT)) for path in paths if path.suffix in (".npz", ".safetensors", ".json", ".gz", ".txt")}
+    suffixes = ".npz", ".safetensors", ".json", ".gz", ".txt"
+    files = {str(path.relative_to(ROOT)) for path in paths if path.suffix in suffixes}
     assert set(embedded) == files
     assert all(target == source.replace("data", "course_lib/embedded", 1) for source, target in embedded.items())
