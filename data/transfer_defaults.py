@@ -2,9 +2,9 @@
 
     python data/transfer_defaults.py        two minutes on two idle cores, a data set on each; MNIST must be on disk
 
-Ten draws of ten images a class, as there. `fine_tune` with its default lr_mult, 100, at the best of four rates; at the best
-rate of "head first, slice" with weight decay on all parameters; and "head first, one rate" at 0.03 with three times as many
-steps after the head.
+Ten draws of ten images a class, as there. `fine_tune` with its default lr_mult, 100, at the best of four rates; at the
+best rate of "head first, slice" with weight decay on all parameters; and "head first, one rate" at 0.03 with three times
+as many steps after the head.
 """
 import time
 from multiprocessing import get_context
@@ -30,7 +30,8 @@ def measure(name):
     torch.set_num_threads(1)
     dls, way = {"mnist": mnist, "digits": digits}[name](device="cpu"), "head first, slice of 100"
     by_lr = [mean([reached(dls, way, lr, draw) for draw in TRY_DRAWS]) for lr in WAYS[way][1]]
-    best, ten = WAYS[way][1][by_lr.index(max(by_lr))], results("transfer_trials")[name]["ways"]["head first, slice"]["lr"]
+    best = WAYS[way][1][by_lr.index(max(by_lr))]
+    ten = results("transfer_trials")[name]["ways"]["head first, slice"]["lr"]  # with a ratio of ten
     found = {"lr_mult 100": {"lrs": WAYS[way][1], "by_lr": by_lr, "lr": best,
                              "final": [reached(dls, way, best, draw) for draw in DRAWS],
                              "too large": [reached(dls, way, TOO_LARGE, draw) for draw in DRAWS]}}

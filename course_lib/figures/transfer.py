@@ -145,8 +145,7 @@ def curves_figure(curves):
         for i, (label, (color, style, accuracies)) in enumerate(ways.items()):
             draws = np.array(accuracies)
             mean = draws.mean(1)
-            best = draws.max(1).clip(max=.9992)  # the scale has no 100 %
-            ax.errorbar(np.array(ns) * 1.05 ** (i - 1), mean, [mean - draws.min(1), best - mean], fmt=style,
+            ax.errorbar(np.array(ns) * 1.05 ** (i - 1), mean, [mean - draws.min(1), draws.max(1) - mean], fmt=style,
                         color=COLORS[color], capsize=3, label=label)
         ax.set(xscale="log", yscale="logit", ylim=(.45, .9993), xlabel="images of each class", title=SETS[name],
                ylabel="accuracy on the rest")
