@@ -3,8 +3,8 @@
     python data/transfer_defaults.py        two minutes on two idle cores, a data set on each; MNIST must be on disk
 
 Ten draws of ten images a class, as there. `fine_tune` with its default lr_mult, 100, at the best of four rates; at the
-best rate of "head first, slice" with weight decay on all parameters; and "head first, one rate" at 0.03 with three times
-as many steps after the head.
+best rate of "head first, slice" with weight decay on all parameters; and "head first, one rate" at 0.03 with three
+times as many steps after the head.
 """
 import time
 from multiprocessing import get_context

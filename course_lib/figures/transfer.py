@@ -128,7 +128,7 @@ def paired_row(ax, row, a, b, color, marker):
     "Differences in points, draw by draw, their mean and its interval."
     change = paired(100 * np.array(a), 100 * np.array(b))
     ax.axvline(0, color=GHOST, ls="--", lw=1.5, zorder=0)
-    ax.plot(change.differences, np.full(len(a), row + .22), ls="", marker=marker, ms=4, mfc="none", color=COLORS[color])
+    ax.plot(change.differences.numpy(), np.full(len(a), row + .22), ls="", marker=marker, ms=4, mfc="none", color=COLORS[color])
     ax.plot(change.interval, [row - .08] * 2, ls="-", color=COLORS[color], lw=2)
     ax.plot([change.mean], [row - .08], ls="", marker=marker, ms=9, color=COLORS[color])
 
