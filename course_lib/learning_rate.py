@@ -23,7 +23,7 @@ from .support.state import Snapshot
 
 # %% ../nbs/08_learning_rate.ipynb #12b0cea7
 def middle_of_longest_fall(losses):
-    "The place of the middle of the longest falling row of losses; bumps are left out."
+    "The middle of the longest falling row of losses, counted from its end as if it had no gaps."
     length = [1] * len(losses)
     for i in range(len(losses)):
         length[i] = 1 + max((length[j] for j in range(i) if losses[j] > losses[i]), default=0)

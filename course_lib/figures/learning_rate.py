@@ -23,7 +23,7 @@ LESS = "steepest, smooth .9"  # a rule in the stored results
 BETAS = {"against the rate": (.95, .85), "constant": (.9, .9), "with the rate": (.85, .95)}  # at both ends, at the peak
 LINES = {"constant": ("amber", "s", ":"), "cosine": ("green", "^", "--"), "short warm-up": ("sky", "v", (0, (6, 2))),
          "warm-up": ("blue", "o", "-"), "one-cycle": ("orange", "D", "-"), "with the rate": ("pink", "X", "-."),
-         "beta .85": (None, "P", (0, (3, 1)))}  # what a schedule looks like in every figure
+         "beta .85": (None, "P", (0, (3, 1))), "averages first": ("pink", "X", "-.")}  # what a schedule looks like in every figure
 
 
 @styled
@@ -130,22 +130,26 @@ def show_steps(losses, dead, alt, caption):
 
 
 @styled
-def show_by_peak(measured, names, alt, caption, xlabel="peak of the learning rate"):
+def show_by_peak(measured, names, alt, caption, xlabel="peak of the learning rate", effective=None):
     """Errors by peak, one line for each schedule: mean of the seeds that judge, and a bar for its interval.
 
-    names: of schedules; or a dict from these to what the legend calls them.
+    names: of schedules; or a dict from these to what the legend calls them. effective: their constant betas by name,
+    for errors over peak / (1 − beta).
     """
     fig, ax = plt.subplots(figsize=(8, 3.8))
     for name in names:
         errors = 100 * np.array(measured["error"][name])[-len(measured["seeds"]):]
         half = central_t(len(errors) - 1, .95) * errors.std(0, ddof=1) / math.sqrt(len(errors))
         color, marker, ls = LINES[name]
-        ax.errorbar(measured["peaks"], errors.mean(0), half, color=COLORS.get(color, INK), marker=marker, ls=ls,
+        peaks = np.array(measured["peaks"]) / (1 - effective[name] if effective else 1)
+        ax.errorbar(peaks, errors.mean(0), half, color=COLORS.get(color, INK), marker=marker, ls=ls,
                     capsize=3, label=names[name] if isinstance(names, dict) else name)
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="validation error (%)", ylim=(None, 100))
-    ax.set_xticks(measured["peaks"], [f"{peak:g}" for peak in measured["peaks"]])
+    ticks = [.1, .2, .5, 1, 2, 4] if effective else measured["peaks"]
+    if effective: ax.set_xlabel("effective rate at the peak, peak / (1 − beta)")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
-    ticks = [t for t in (2, 5, 10, 20, 50, 100) if t >= ax.get_ylim()[0]]
+    ticks = [t for t in (2, 3, 5, 7, 10, 20, 50, 100) if t >= ax.get_ylim()[0]]
     ax.set_yticks(ticks, map(str, ticks))
     ax.legend(loc="center left", bbox_to_anchor=(1, .5))
     show(fig, alt=alt, caption=caption)

@@ -80,7 +80,7 @@ def plot_range_test(found):
                 ms=12,
                 mec="white",
                 ls="",
-                label=f"{name}: {lr:.2g}",
+                label=f"{name.replace('_', ' ')}: {lr:.2g}",
                 zorder=5)
     before_the_end = found.smooth_losses[:found.smooth_losses.argmin() + 1] if len(found.losses) else np.ones(1)
     low, high = min(0, before_the_end.min()), before_the_end.max()  # how high it then flies does not matter
