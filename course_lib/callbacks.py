@@ -67,7 +67,7 @@ class Watcher(CheckedWatcher, Callback):
 
     monitor: a name in `learn.results`, such as "valid_loss" or a metric's; mode: "min" or "max",
     where the name does not tell; min_delta: what counts as better must be better by more than that.
-    Raises `ValueError` for wrong arguments, and after an epoch without such a result.
+    Raises `ValueError` for wrong arguments, and after a whole epoch that has no such result.
     """
     in_lr_find, run_after = False, (TerminateOnNaN, Recorder)
 
@@ -149,13 +149,13 @@ class GradientAccumulation(WaitingBatches, Callback):
         self.before_train(None)
 
     def before_backward(self, learn):
-        self.mean = learn.loss
+        self.mean = learn.loss                          # what everybody else is to see
         learn.loss = learn.loss * batch_size(learn.yb)  # so that what adds up are sums over samples
 
     def before_step(self, learn):
         if not self.is_due(learn): raise CancelStepException
         for p in parameters_with_grad(learn.opt): p.grad.div_(self.n_samples)
-        self.divided = True
+        self.divided = True                             # the base need not do it again
 
 # %% ../nbs/07_callbacks.ipynb #e7c41b04
 class GradientClip(Limits, Callback):
