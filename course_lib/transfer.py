@@ -88,7 +88,7 @@ def glyph_backbone(path=None, device=None):
 def replace_head(model, n_classes):
     """The model with a fresh last layer for n_classes: changed in place, and returned. Raises
     `ValueError` for several heads, and for one that is neither an `nn.Linear` nor an `nn.Conv2d`
-    (nor of a subclass that adds no tensors)."""
+    (or a subclass without further tensors)."""
     name, old = find_head(model)
     new = fresh_layer(old, n_classes)
     if not name: return new  # the model is nothing but a head
