@@ -80,12 +80,12 @@ def sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, on_step=None, m
     loss_func: `(pred, targets) -> mean over the batch`; opt_func: parameters -> `Optimizer`;
     dl: gives `(xb, yb)`, the same for all, from epoch 0 on, and begins again where it ends;
     grid: name of a hyperparameter -> values `[L]`, an axis each. With an axis `seed`, each seed
-    draws new weights by `init(model)`, or else by every layer's `reset_parameters`; seed: for the
-    random numbers of layers such as dropout, where the grid has no such axis;
+    draws new weights by `init(model)`, or else by every layer's `reset_parameters`; seed: of the
+    random numbers of layers such as dropout, if the grid has no axis `seed`;
     on_step: called as `on_step(step, loss)` with the losses so far `[*grid, n_steps]`; True stops;
     max_bytes: memory to use, by default half of what is free; more is trained in slices.
     Returns a `Sweep`. Raises `ValueError` for what cannot be trained so, `MemoryError` if not one
-    model fits; warns where vmap makes a layer draw other numbers than it would alone.
+    model fits; warns if a layer's random numbers differ under vmap from those it would draw alone.
     """
     result = Sweep(model, loss_func, opt_func, dl, n_steps, grid, seed, max_bytes, init)
     for step in result.steps():
