@@ -77,9 +77,10 @@ class Stages(Loop):
             work()
             self.cancelled = None  # a stage inside may have been cancelled
         except stage.cancels as cancel:
-            counts = cancel.skips != stage.name and self.loss is not None  # all but its step
-            self.cancelled = None if counts else cancel
-            return self._call_all(stage.after, self._call_all("after_cancel_" + cancel.skips))
+            only_its_step = cancel.skips != stage.name and self.loss is not None
+            self.cancelled = None if only_its_step else cancel  # without its step a batch counts
+            problem = self._call_all("after_cancel_" + cancel.skips)
+            return self._call_all(stage.after, problem)
         except BaseException as error:  # not ours, so it goes on to the stages further out
             self.cancelled = error
             return self._call_all(stage.after, error)
