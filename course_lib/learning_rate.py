@@ -77,7 +77,7 @@ def lr_find(learn, start_lr=1e-7, end_lr=10, num_it=100, smooth=.98, stop_factor
         before.give_copies()
         learn.cbs = [cb for cb in learn.cbs if cb.in_lr_find]
         if learn.lr is None and learn.opt is None: learn.lr = start_lr
-        learn.fit(num_it, cbs=[finder])
+        learn.fit(num_it, cbs=[finder])  # so many epochs at most: the finder ends it
     finally: before.restore()
     return finder.found()
 

@@ -38,12 +38,13 @@ from .support.transfer import (
 def features(model, x, batch_size=500):
     """What a model's last layer gets, in evaluation mode: `[n, ...]` -> `[n, n_features]`. Raises
     `ValueError` where `replace_head` would."""
-    (name, _), body, inputs = find_head(model), copy.deepcopy(model).eval(), []
+    name, _ = find_head(model)
+    whole, inputs = copy.deepcopy(model).eval(), []
 
     def write_down(head, given): inputs.append(given[0])   # given: what the layer is called with
 
-    body.get_submodule(name).register_forward_pre_hook(write_down)
-    for batch in x.split(batch_size): body(batch)
+    whole.get_submodule(name).register_forward_pre_hook(write_down)
+    for batch in x.split(batch_size): whole(batch)
     return torch.cat(inputs)
 
 # %% ../nbs/11_transfer.ipynb #ab78c7d2
