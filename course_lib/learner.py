@@ -32,7 +32,7 @@ class Callback(CheckedCallback):
 
     run_before, run_after: tuples of callback classes, where the order matters;
     in_lr_find: whether it runs in a search for the learning rate too (not what records or saves).
-    Raises `ValueError` as soon as the class is made for a method named like an event that is none.
+    A method whose name is nearly an event's raises `ValueError` at once.
     """
     events, run_before, run_after, in_lr_find = EVENTS, (), (), True
 
