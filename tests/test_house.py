@@ -67,6 +67,12 @@ def test_a_figure_knows_lessons_the_support_and_figures():
         assert {floor for floor, _ in knows(path)} <= {"lessons", "support", "figures"}, path.name
 
 
+def test_an_exercise_knows_lessons_the_support_and_exercises_and_draws_nothing():
+    for path in (LIBRARY / "exercises").glob("*.py"):
+        assert {floor for floor, _ in knows(path)} <= {"lessons", "support", "exercises"}, path.name
+        assert not {name.split(".")[0] for name in imports(path)} & SHOWN, path.name
+
+
 def test_the_folder_holds_lessons_and_nothing_else():
     assert {path.stem for path in LIBRARY.glob("*.py")} == {*LESSONS, "__init__", "_modidx"}
 

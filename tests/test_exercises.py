@@ -1,0 +1,163 @@
+"""Every exercise: stub, solution, each mistake with its own sentence, fakes, mutants; and what a check must not do."""
+import inspect
+import json
+import math
+
+import nbformat
+import pytest
+import torch
+from mutants import mutants
+
+import course_lib.exercises
+from course_lib.exercises import EXERCISES, check, hint, progress, solution
+from course_lib.exercises.core import Raised
+from test_house import ROOT
+
+every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=list(EXERCISES))
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(course_lib.exercises, "hints_seen", {})
+
+
+def named(name, answer):
+    "The same answer under another name; functions and classes have one of their own."
+    if inspect.isclass(answer): return type(name, (answer,), {})
+
+    def call(*args, **kwargs): return answer(*args, **kwargs)
+    call.__name__ = name
+    return call
+
+
+@every_exercise
+def test_the_stub_is_not_yet_attempted_and_is_the_notebooks(exercise):
+    checked = check(exercise.untouched())
+    assert not checked.passed and not checked.attempted and "not yet attempted" in str(checked)
+    [path] = (ROOT / "nbs").glob(f"{exercise.chapter}_*.ipynb")
+    cells = nbformat.read(path, 4).cells
+    assert exercise.stub in [cell.source for cell in cells if "exercise" in cell.metadata.get("tags", [])]
+
+
+@every_exercise
+def test_the_solution_passes_with_every_seed(exercise):
+    for seed in range(10):
+        checked = exercise.check(exercise.answer, seed)
+        assert checked.passed and checked.attempted, checked
+
+
+@every_exercise
+def test_each_mistake_gets_its_own_sentence(exercise):
+    assert len(exercise.hints) >= 2 and len(exercise.mistakes) >= 2
+    for sentence, mistake in exercise.mistakes.items():
+        for seed in range(5):
+            checked = exercise.check(mistake, seed)
+            assert not checked.passed and checked.attempted and sentence in str(checked), (sentence, str(checked))
+
+
+
+
+@every_exercise
+def test_fakes_fail(exercise):
+    "A constant, the input, zeros of its shape, and answers memorised from an earlier check."
+    returned = []
+
+    def listens(*args, **kwargs):
+        returned.append(exercise.answer(*args, **kwargs))
+        return returned[-1]
+    exercise.check(listens, 0)
+    fakes = {"a constant": lambda *args, **kwargs: 1., "the input": lambda *args, **kwargs: args[0],
+             "zeros": lambda *args, **kwargs: torch.zeros_like(args[0]) if isinstance(args[0], torch.Tensor) else 0.,
+             "memorised": lambda *args, again=iter(returned), **kwargs: next(again)}
+    for name, fake in fakes.items(): assert not exercise.check(fake, 1).passed, name
+
+
+@every_exercise
+def test_torch_itself_is_not_the_answer(exercise):
+    for name in exercise.instead:
+        assert name == "torch.optim.SGD.step", "a fake for it belongs here"
+        fake = type("MyOptimizer", (), {
+            "__init__": lambda self, params, _, lr, beta: setattr(self, "opt", torch.optim.SGD(params, lr, beta)),
+            "step": lambda self: self.opt.step(), "zero_grad": lambda self: self.opt.zero_grad()})
+        checked = exercise.check(fake)
+        assert not checked.passed
+
+
+
+
+@every_exercise
+def test_mutants_fail(exercise):
+    found = {what: exercise.check(mutant, 0).passed for what, mutant in mutants(exercise.answer)}
+    alive = {what for what, passed in found.items() if passed}
+    assert len(alive) <= .05 * len(found), f"{len(alive)} of {len(found)} mutants live: {alive}"
+
+
+@pytest.mark.parametrize("answer", [None, 3, len, "no_such_exercise", object(), lambda: 1], ids=repr)
+def test_what_is_no_answer_gets_a_sentence(answer):
+    assert not check(answer).passed and "no exercise" in str(check(answer))
+    assert "no exercise" in hint(answer) and "no exercise" in solution(answer)
+
+
+def test_a_near_name_is_named():
+    assert "Did you mean sign_step" in str(check("sing_step"))
+
+
+def test_an_answer_that_raises_or_never_ends_gets_a_sentence():
+    def raises(error):
+        def answer(p, grad, state, *, lr): raise error
+        return named("sign_step", answer)
+
+    def endless(p, grad, state, *, lr):
+        while True: pass
+    assert "KeyError: 'mine'" in str(check(raises(KeyError("mine"))))
+    assert not check(raises(SystemExit())).passed
+    assert "endless loop" in str(check(named("sign_step", endless)))
+
+
+def test_a_check_leaves_the_world_alone(capsys):
+    def noisy(p, grad, state, *, lr):
+        print("noise")
+        p -= lr * grad.sign() + 0 * torch.randn(())
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert check(named("sign_step", noisy)).passed
+    assert torch.equal(torch.get_rng_state(), before) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("name", "change", "words"), [
+    ("steps_needed", lambda right: None, "is None"), ("steps_needed", lambda right: [1], "should be a number"),
+    ("steps_needed", lambda right: -right, "wrong sign"), ("steps_needed", lambda right: right - 1, "rounded down"),
+    ("steps_needed", lambda right: right + 2, "should be"), ("clip_step", lambda right: right.double(), "torch.float64"),
+    ("clip_step", lambda right: right[None], "has the shape"), ("clip_step", lambda right: 2 * right, "2 times"),
+    ("clip_step", lambda right: right * math.nan, "is NaN"), ("clip_step", lambda right: right + .1, "other values")])
+def test_general_sentences(name, change, words):
+    answer = EXERCISES[name].answer
+    assert words in str(check(named(name, lambda *args, **kwargs: change(answer(*args, **kwargs)))))
+
+
+def test_hints_come_one_by_one_and_the_solution_says_why():
+    one, two = hint("sign_step"), hint("sign_step")
+    assert two.startswith(one.split("\n")[0]) and len(two) > len(one)
+    for _ in range(5): last = hint("sign_step")
+    assert "That was the last" in last and all(text in last for text in EXERCISES["sign_step"].hints)
+    assert "add_scaled(p, grad.sign(), -lr)" in solution("sign_step")
+    assert EXERCISES["sign_step"].why in solution("sign_step")
+
+
+def test_progress_is_remembered_in_the_readers_folder(tmp_path):
+    check(EXERCISES["sign_step"].answer)
+    check(named("clip_step", lambda p, grad, state, *, limit=1.: grad * 2))
+    lines = progress("02").split("\n")
+    state = {line.split()[1]: line.split(maxsplit=2)[2] for line in lines}
+    assert state == {"steps_needed": "not yet", "sign_step": "right", "clip_step": "wrong", "MyOptimizer": "not yet"}
+    check(named("sign_step", lambda p, grad, state, *, lr: None))  # what was right stays right
+    assert json.loads((tmp_path / "course_progress.json").read_text())["sign_step"] == "right"
+    (tmp_path / "course_progress.json").write_text("not json")
+    assert "not yet" in progress()
+    (tmp_path / "course_progress.json").unlink()
+    (tmp_path / "course_progress.json").mkdir()  # nothing can be written: the check says what it says
+    assert check(EXERCISES["sign_step"].answer).passed
+
+
+def test_raised_says_what(): assert str(Raised(ValueError("x"))) == "ValueError: x"
