@@ -23,7 +23,7 @@ test nbval test-colab: export OMP_NUM_THREADS = 1
 test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab
+.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab student instructor
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -75,6 +75,12 @@ run: $(VENV)/.installed  ## execute chapters and save them cleaned: make run NB=
 
 pages: $(VENV)/.installed  ## the chapters as they are saved, as pages for a browser, in dist/pages
 	$(BIN)/python tools/pages.py
+
+student: $(VENV)/.installed  ## what students get: notebooks without solutions, in dist/student and a zip
+	$(BIN)/python tools/editions.py student
+
+instructor: $(VENV)/.installed  ## the same with solutions, in dist/instructor
+	$(BIN)/python tools/editions.py instructor
 
 gpu: $(VENV)/.installed  ## what needs a GPU: tests marked gpu, benchmarks (GPU=--cpu: the same tests on the CPU)
 	$(BIN)/python tools/gpu.py $(GPU)

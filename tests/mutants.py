@@ -28,9 +28,9 @@ def changes(tree):
             if not isinstance(body, list): continue
             for i, line in enumerate(body):
                 if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant): continue  # a docstring
-                if isinstance(line, ast.FunctionDef | ast.ClassDef) and not isinstance(node, ast.ClassDef): continue
-                yield (f"line {line.lineno}: left out", n,
-                       lambda x, field=field, i=i: getattr(x, field).__setitem__(i, ast.copy_location(ast.Pass(), line)))
+                if isinstance(line, ast.FunctionDef | ast.ClassDef) and isinstance(node, ast.Module): continue
+                leave_out = lambda x, field=field, i=i: getattr(x, field).__setitem__(i, ast.Pass())
+                yield f"line {line.lineno}: left out", n, leave_out
         if isinstance(node, ast.FunctionDef) and node.decorator_list:
             yield f"{where}: without its decorators", n, lambda x: setattr(x, "decorator_list", [])
 

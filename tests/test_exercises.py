@@ -128,8 +128,8 @@ def test_a_check_leaves_the_world_alone(capsys):
 @pytest.mark.parametrize(("name", "change", "words"), [
     ("steps_needed", lambda right: None, "is None"), ("steps_needed", lambda right: [1], "should be a number"),
     ("steps_needed", lambda right: -right, "wrong sign"), ("steps_needed", lambda right: right - 1, "rounded down"),
-    ("steps_needed", lambda right: right + 2, "should be"), ("clip_step", lambda right: right.double(), "torch.float64"),
-    ("clip_step", lambda right: right[None], "has the shape"), ("clip_step", lambda right: 2 * right, "2 times"),
+    ("steps_needed", lambda right: right + 2, "should be"), ("clip_step", lambda right: 2 * right, "2 times"),
+    ("clip_step", lambda right: right.double(), "torch.float64"), ("clip_step", lambda right: right[None], "the shape"),
     ("clip_step", lambda right: right * math.nan, "is NaN"), ("clip_step", lambda right: right + .1, "other values")])
 def test_general_sentences(name, change, words):
     answer = EXERCISES[name].answer
