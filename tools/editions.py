@@ -92,9 +92,11 @@ def instructors(path):
         for heading in re.findall(r"(?m)^#+ .*$", old.source) if old.cell_type == "markdown" else ():
             if said := notes.get(heading.strip()): cells.append(cell("markdown", said, ["notes"], f"{name} {heading}"))
         if old.cell_type == "code" and (exercise := by_stub.get(old.source)):
-            cells.append(cell("code", solution_cell(exercise), ["solution"], f"{name} {exercise.name}"))
+            made = cell("code", solution_cell(exercise), ["solution"], f"{name} {exercise.name}")
+            cells.append(made)
         if "check" in old.metadata.get("tags", []) and re.fullmatch(r"check\(\w+\)", old.source):
-            old.source, old.outputs, old.execution_count = f"assert (checked := {old.source}), checked\nchecked", [], None
+            old.source = f"assert (checked := {old.source}), checked\nchecked"
+            old.outputs, old.execution_count = [], None
     nb.cells = cells
     return nb
 
@@ -122,7 +124,8 @@ def student():
 
 
 def say_leaks():
-    lines = [f"{path.name}: a line of the solution of {exercise}: {line}" for path in sorted((ROOT / "nbs").glob("*.ipynb"))
+    lines = [f"{path.name}: a line of the solution of {exercise}: {line}"
+             for path in sorted((ROOT / "nbs").glob("*.ipynb"))
              for exercise, line in leaks(nbformat.read(path, 4), exercises_of(path.stem[:2]))]
     if lines: sys.exit("\n".join(lines))
     print("no line of a solution stands in a notebook")

@@ -204,7 +204,7 @@ def how_it_differs(seen, right, tolerance):
     if same(-ours, theirs, tolerance): return f"has the wrong sign: it {said}"
     if (ours.ndim == 0 and isinstance(right, int) and abs(ours - theirs) == 1): return f"is off by one: it {said}"
     ratios = (ours / theirs)[theirs != 0].flatten()
-    if len(ratios) > 1 and ratios[0] != 0 and same(ratios, ratios[0].expand_as(ratios), tolerance):
+    if len(ratios) > 1 and ratios[0] != 0 and same(ours, ratios[0] * theirs, tolerance):
         return f"is everywhere {ratios[0]:.4g} times what it should be."
     if ours.numel() > 1:
         at = (ours - theirs).abs().nan_to_num(math.inf).argmax()
