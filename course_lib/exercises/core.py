@@ -1,6 +1,7 @@
 """What checks an answer: the same fresh cases for the reader's answer, an oracle and the common mistakes, and words for what differs."""
 import contextlib
 import copy
+import functools
 import inspect
 import io
 import math
@@ -58,6 +59,7 @@ class Exercise:
 
     def check(self, answer, seed=None):
         "A `Checked`; the answer's own name does not matter. seed: of the cases, by default fresh ones each time."
+        warm_up()
         cases = self.cases(random.Random(seed))
         with calls_of(self.instead) as called: seen = self.outcomes(answer, cases)
         wanted = [self.truth(**copy.deepcopy(case)) for case in cases]
@@ -106,6 +108,12 @@ def code_of(answer):
     if inspect.isclass(answer): return {name: code_of(value) for name, value in vars(answer).items() if inspect.isfunction(value)}
     code = getattr(answer, "__code__", None)
     return code and (code.co_code, [const for const in code.co_consts if not isinstance(const, str | type(code))], code.co_names)
+
+
+@functools.cache
+def warm_up():
+    "torch's first optimizer imports for seconds, which are not the answer's, and which no time limit may cut in two."
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
 
 
 class OutOfTime(Exception):
