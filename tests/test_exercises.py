@@ -86,6 +86,12 @@ def torchs_momentum(p, grad, state, *, lr, beta=.9):
     opt.step()
 
 
+def torchs_rmsprop(p, grad, state, *, lr, sqr_beta=.99, eps=1e-8):
+    state["opt"] = opt = state.get("opt") or torch.optim.RMSprop([p], lr, sqr_beta, eps)
+    opt.param_groups[0]["lr"] = lr
+    opt.step()
+
+
 def torchs_stepper(opt_func):
     "A stepper that hands its work to an optimizer of torch, with betas."
     def stepper(p, grad, state, *, lr, beta=.9, sqr_beta=.999, eps=1e-8):
@@ -95,7 +101,8 @@ def torchs_stepper(opt_func):
 
 
 TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
-    "MyOptimizer": TorchsSGD, "my_momentum": torchs_momentum, "my_adam": torchs_stepper(torch.optim.Adam),
+    "MyOptimizer": TorchsSGD, "my_momentum": torchs_momentum, "my_rmsprop": torchs_rmsprop,
+    "my_adam": torchs_stepper(torch.optim.Adam),
     "amsgrad_step": torchs_stepper(partial(torch.optim.Adam, amsgrad=True)),
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
     "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps)}

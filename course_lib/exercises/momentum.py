@@ -168,7 +168,7 @@ def my_momentum(p, grad, state, *, lr, beta=.9):
         "Your beta is 0.9, whatever beta is.": always_nine_tenths,
         "Your ball rolls uphill.": ball_uphill,
         "That is Nesterov's variant. Heavy ball steps along the velocity alone.": nesterovs,
-        "p = p − … makes a new tensor, which the model never sees. Change p in place.": a_copy_rolls,
+        "Your weight stays where it is. Change p in place: p = p − … would only make a new tensor, which the model never sees.": a_copy_rolls,
         "You keep lr · grad, so old gradients still count with an old rate after lr has changed. Keep gradients, and multiply by lr in "
         "the step.": rate_inside,
         "You step along the old velocity. First comes the push, then the step.": steps_first,
@@ -296,7 +296,7 @@ def qhm_step(p, grad, state, *, lr, nu=.7):
         "Your nu is 0.7, whatever nu is.": always_seven_tenths,
         "Your step goes uphill.": mixes_uphill,
         "lr has to multiply both parts of the mixture. Check your brackets.": rate_once,
-        "p = p − … makes a new tensor, which the model never sees. Change p in place.": a_copy_mixes,
+        "Your weight stays where it is. Change p in place: p = p − … would only make a new tensor, which the model never sees.": a_copy_mixes,
         "Your step changes the average in state, so the next average is made of the mixture. Mix in a new tensor.": mixes_the_average,
         "Your step changes p.grad itself, which others may still want to see. Mix in a new tensor.": mixes_the_gradient},
     cases=lambda rng: [ways(rng, beta=(.3, .8), nu=(.1, .4)), ways(rng, beta=(.3, .8), nu=(.75, .95)), ways(rng, beta=(.3, .8))],
