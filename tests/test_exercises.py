@@ -121,7 +121,8 @@ def test_mutants_fail(exercise):
     assert len(alive) <= .05 * len(found), f"{len(alive)} of {len(found)} mutants live: {alive}"
 
 
-@pytest.mark.parametrize("answer", [None, 3, len, "no_such_exercise", object(), lambda: 1], ids=repr)
+@pytest.mark.parametrize("answer", [None, 3, len, "no_such_exercise", object(), lambda: 1],
+                         ids=["None", "3", "len", "unknown", "object", "lambda"])
 def test_what_is_no_answer_gets_a_sentence(answer):
     assert not check(answer).passed and "no exercise" in str(check(answer))
     assert "no exercise" in hint(answer) and "no exercise" in solution(answer)
