@@ -21,6 +21,7 @@ from course_lib import (
     SGD, Adam, DataLoaders, LRFind, Learner, TensorLoader, accuracy, combine, const, cos, digits, mnist, one_cycle)
 from course_lib.sgd import small_net
 from course_lib.support.results import save_results
+from course_lib.support.schedulers import progress_of_peak
 from course_lib.sweeps import Sweep, mlp
 
 TRY_SEEDS, SEEDS = range(5), range(10, 20)
@@ -63,7 +64,7 @@ def picking(dls, n_epochs):
 
 def ways(n):
     "Schedules of n steps: name -> (rate as a share of its peak, beta or None where it stays)."
-    up = lambda share: (share * n - 1) / (n - 1)                       # as torch's OneCycleLR counts it
+    up = partial(progress_of_peak, n=n)                                # as torch's OneCycleLR counts it
     cycle = one_cycle(1., pct_start=up(.25))
     turn = lambda *betas: combine([up(.25), 1 - up(.25)], [cos(*betas[:2]), cos(*betas[1:])])
     return {"constant": (const(1.), None), "cosine": (cos(1., 0.), None),

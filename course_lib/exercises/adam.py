@@ -8,8 +8,7 @@ from ..adam import count_steps
 from ..momentum import average_grad_dampened
 from ..rmsprop import average_sqr_grad
 from ..support.optimizer import add_ratio, bias_correction, state_zeros
-from .core import Exercise
-from .sgd import random_tensor
+from .core import Exercise, random_tensor
 
 
 # 1. Half of it gone

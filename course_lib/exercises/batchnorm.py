@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from ..batchnorm import BatchNorm1d, BatchNorm2d
-from .core import Exercise
-from .sgd import random_tensor
+from .core import Exercise, random_tensor
 
 
 def drawn(rng, low, high, *shape):

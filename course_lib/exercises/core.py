@@ -16,6 +16,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from ..support.state import random_state, set_random_state
+
 LIMIT_S = 2  # of all an answer does in one check, where the platform can stop it: in the main thread of Linux and macOS
 
 
@@ -103,6 +105,11 @@ class Exercise:
                 return f"With {where}: {name} {how_it_differs(seen.get(name), right, self.tolerance)}"
 
 
+def random_tensor(rng, *shape):
+    "A tensor of normal numbers, drawn by a `random.Random`."
+    return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)))
+
+
 def code_of(answer):
     "The compiled code of a function, or of a class's methods, to tell an answer from the stub."
     if inspect.isclass(answer): return {name: code_of(value) for name, value in vars(answer).items() if inspect.isfunction(value)}
@@ -139,13 +146,11 @@ def time_limit(seconds):
 @contextlib.contextmanager
 def undisturbed():
     "Under `with`: random numbers of all three kinds go on afterwards as if nothing had been; what is printed is swallowed."
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    state = random_state()
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        finally: set_random_state(state)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 import torch
 
 from ..data import TensorLoader
-from .core import Exercise
-from .sgd import random_tensor
+from .core import Exercise, random_tensor
 
 # 1. Balance
 

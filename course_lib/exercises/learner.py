@@ -12,8 +12,7 @@ from torch import nn
 from ..learner import (
     Callback, CancelBatchException, CancelException, CancelFitException, CancelStepException, CancelTrainException, Learner)
 from ..support.callbacks import CheckedCallback, StageException
-from .core import Exercise
-from .sgd import random_tensor
+from .core import Exercise, random_tensor
 
 
 def made(answer, *args):

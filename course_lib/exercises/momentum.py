@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from ..momentum import average_grad_dampened, momentum_step
-from .core import Exercise
-from .sgd import random_tensor
+from .core import Exercise, random_tensor
 
 
 def watch(step, _starts, _grads, _rates, keeps=()):

@@ -7,10 +7,7 @@ from torch import nn
 
 from ..sgd import hyperparameters
 from ..support.optimizer import add_scaled
-from .core import Exercise
-
-
-def random_tensor(rng, *shape): return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)))
+from .core import Exercise, random_tensor
 
 
 # 1. How long is the way?

@@ -220,7 +220,6 @@ def small_models(rng, rates):
 
 
 def sweeps(rng):
-    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=.1)  # the first one takes seconds, which are not the answer's
     return [{**small_models(rng, [rng.uniform(.001, .01), rng.uniform(.02, .05), rng.uniform(.06, .2)]), "n_steps": n}
             for n in rng.sample(range(4, 9), 2)]
 
@@ -371,7 +370,6 @@ def by_sweep(model, loss_func, batches, rates):
 
 
 def own_cases(rng):
-    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=.1)  # the first one takes seconds
     return [small_models(rng, torch.tensor([rng.uniform(.05, .3) for _ in range(n)], dtype=torch.float64)) for n in (3, 5)]
 
 
