@@ -105,9 +105,9 @@ class Exercise:
                 return f"With {where}: {name} {how_it_differs(seen.get(name), right, self.tolerance)}"
 
 
-def random_tensor(rng, *shape):
+def random_tensor(rng, *shape, dtype=torch.float32):
     "A tensor of normal numbers, drawn by a `random.Random`."
-    return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)), dtype=dtype)
 
 
 def code_of(answer):

@@ -10,10 +10,7 @@ from ..data import DataLoaders, TensorLoader
 from ..learner import Callback, Learner
 from ..learning_rate import LRFind, combine, const, cos, lin
 from ..momentum import SGD
-from .core import Exercise
-
-
-def random_tensor(rng, *shape): return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)))
+from .core import Exercise, random_tensor
 
 
 # 1. Trapezoid

@@ -1,6 +1,7 @@
 """The exercises of chapter 09."""
 import copy
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,10 @@ from torch.func import functional_call
 from ..sgd import Optimizer
 from ..support.optimizer import add_scaled
 from ..sweeps import sweep
+from . import core
 from .core import Exercise, calls_of
 
-
-def random_tensor(rng, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(rng.randrange(2 ** 40)), dtype=torch.float64)
+random_tensor = partial(core.random_tensor, dtype=torch.float64)
 
 
 # 1. A stepper that mixes
