@@ -54,8 +54,9 @@ test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter,
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS) tests --ignore=tests/browser
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser || [ $$? = 5 ]
 
-nbval: $(VENV)/.installed  ## run every chapter and its assertions (WORKERS=2 at a time)
-	$(BIN)/python $(NBVAL) $(PARALLEL) nbs
+NOTEBOOKS ?= nbs
+nbval: $(VENV)/.installed  ## run every chapter and its assertions (WORKERS=2 at a time; NOTEBOOKS=dist/instructor/nbs)
+	$(BIN)/python $(NBVAL) $(PARALLEL) $(NOTEBOOKS)
 
 export: $(VENV)/.installed  ## write course_lib/ from the notebooks
 	$(BIN)/python tools/notebooks.py export

@@ -1,5 +1,4 @@
 """The editions: no solution leaks into the students', the instructors' passes every check, the same bytes each time."""
-import copy
 import zipfile
 
 import nbformat
@@ -74,13 +73,39 @@ def test_the_same_source_gives_the_same_bytes(tmp_path, monkeypatch):
     assert f"student/nbs/{PATHS[2].name}" in names and not any("tests" in name or "notes" in name for name in names)
 
 
-def test_notes_stand_below_their_headings(tmp_path, monkeypatch):
-    notes = tmp_path / "book" / "notes"
+NOTES = "## Exercises\n\n10 min\n\nGive them ten minutes.\n\n## Summary\n\n2 min\n\nAsk for it.\n"
+
+
+def with_notes(folder, text, monkeypatch):
+    notes = folder / "book" / "notes"
     notes.mkdir(parents=True)
-    (notes / f"{book('02').stem}.md").write_text("## Exercises\n\nGive them ten minutes.\n")
-    before = copy.deepcopy(editions.ROOT)
-    monkeypatch.setattr(editions, "ROOT", tmp_path)
-    nb = editions.instructors(before / "nbs" / book("02").name)
+    (notes / f"{book('02').stem}.md").write_text(text)
+    monkeypatch.setattr(editions, "ROOT", folder)
+
+
+def test_notes_stand_below_their_headings_and_the_plan_below_the_title(tmp_path, monkeypatch):
+    path = book("02")
+    with_notes(tmp_path, NOTES, monkeypatch)
+    nb = editions.instructors(path)
     at = [i for i, cell in enumerate(nb.cells) if cell.metadata.get("tags") == ["notes"]]
-    assert [nb.cells[i].source for i in at] == ["Give them ten minutes."]
-    assert "## Exercises" in nb.cells[at[0] - 1].source
+    assert [nb.cells[i].source for i in at] == ["*For the presenter, 10 min.*\n\nGive them ten minutes.",
+                                                "*For the presenter, 2 min.*\n\nAsk for it."]
+    assert "## Exercises" in nb.cells[at[0] - 1].source and "| **In all** | **12** |" in nb.cells[2].source
+    assert "instructor-edition.svg" in nb.cells[0].source and "open-in-colab" not in nb.cells[0].source
+
+
+@pytest.mark.parametrize("text, words", [("## Exercises\n\nTen minutes.\n", "its time"),
+                                         ("## Exercise\n\n3 min\n", "lacks")])
+def test_notes_without_time_or_under_a_heading_that_is_none_are_refused(tmp_path, monkeypatch, text, words):
+    path = book("02")
+    with_notes(tmp_path, text, monkeypatch)
+    with pytest.raises(ValueError, match=words): editions.instructors(path)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem[0] in "01"], ids=lambda path: path.stem)
+def test_every_section_of_a_chapter_has_notes_and_a_time(path):
+    notes = editions.notes_of(ROOT / "book" / "notes" / f"{path.stem}.md")
+    headings = [heading for cell in nbformat.read(path, 4).cells for heading in editions.headings_of(cell)]
+    sections = [heading for heading in headings if heading.startswith("## ")]
+    assert [heading for heading in notes if heading.startswith("## ")] == sections
+    assert all(minutes > 0 and said for minutes, said in notes.values())

@@ -1,8 +1,8 @@
 """The editions that are handed out: `nbs/` is the students'.
 
     python tools/editions.py student         dist/student/ and dist/student.zip: notebooks, pictures, what to install
-    python tools/editions.py instructor      dist/instructor/: the same with solutions, and notes by heading where
-                                             `book/notes/NN_name.md` has them
+    python tools/editions.py instructor      dist/instructor/: the same with solutions, a plan and notes for presenters
+                                             from `book/notes/NN_name.md`
     python tools/editions.py leaks           fails where a line of a solution stands in a notebook
 
 The same source gives the same bytes.
@@ -72,28 +72,59 @@ def cell(kind, source, tags, seed):
 
 
 def notes_of(path):
-    "Heading -> notes, of a Markdown file whose headings are the chapter's."
+    """Heading -> (minutes, notes), of a Markdown file whose headings are the chapter's, each with "N min" below it."""
     if not path.exists(): return {}
-    parts = re.split(r"(?m)^(#+ .*)$", path.read_text())
-    return {heading.strip(): text.strip() for heading, text in zip(parts[1::2], parts[2::2])}
+    parts = re.split(r"(?m)^(#+ .*)$", path.read_text())[1:]
+    notes = {}
+    for heading, text in zip(parts[::2], parts[1::2]):
+        if not (found := re.match(r"\s*(\d+) min\n", text)):
+            raise ValueError(f"{path.name}: below {heading!r} there must be its time, such as '5 min'.")
+        notes[heading.strip()] = int(found[1]), text[found.end():].strip()
+    return notes
+
+
+def headings_of(cell): return re.findall(r"(?m)^##+ .*$", cell.source) if cell.cell_type == "markdown" else []
+
+
+def plan_of(notes):
+    "How long each section takes in class, as a table; the notes of its parts count with it."
+    sections = {}
+    for heading, (minutes, _) in notes.items():
+        if heading.startswith("## "): section = heading[3:]
+        sections[section] = sections.get(section, 0) + minutes
+    rows = "\n".join(f"| {section} | {minutes} |" for section, minutes in sections.items())
+    return f"| Section | Minutes |\n|---|---:|\n{rows}\n| **In all** | **{sum(sections.values())}** |"
+
+
+def title_cells(title, path, notes):
+    "The first cell under the instructors' badge, where the edition comes from, and the plan."
+    badge = "![Instructor edition](images/instructor-edition.svg)"
+    title.source = re.sub(r"(?m)^\[!\[.*open-in-colab.*$", badge, title.source)
+    stamp = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    yield title
+    yield cell("markdown", f"**Instructor edition, with solutions.** Made from `nbs/{path.name}`, SHA-256 {stamp}….",
+               ["instructor"], f"{path.stem} stamp")
+    if notes: yield cell("markdown", plan_of(notes), ["instructor"], f"{path.stem} plan")
 
 
 def instructors(path):
-    "The notebook with solutions in their places, checks that must pass, notes, and the stamp of its source."
+    "The notebook with solutions in their places, checks that must pass, plan, notes, and the stamp of its source."
     nb, name = nbformat.read(path, 4), path.stem
     by_stub = {exercise.stub: exercise for exercise in exercises_of(name[:2])}
-    notes, cells = notes_of(ROOT / "book" / "notes" / f"{name}.md"), []
-    for i, old in enumerate(nb.cells):
+    notes = notes_of(ROOT / "book" / "notes" / f"{name}.md")
+    if unknown := notes.keys() - {heading for old in nb.cells for heading in headings_of(old)}:
+        raise ValueError(f"The notes of {name} have headings that the notebook lacks: {sorted(unknown)}.")
+    cells = list(title_cells(nb.cells[0], path, notes))
+    for old in nb.cells[1:]:
         cells.append(old)
-        if i == 0:
-            stamp = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            words = f"**Instructor edition, with solutions.** Made from `nbs/{path.name}`, SHA-256 {stamp}…."
-            cells.append(cell("markdown", words, ["instructor"], f"{name} stamp"))
-        for heading in re.findall(r"(?m)^#+ .*$", old.source) if old.cell_type == "markdown" else ():
-            if said := notes.get(heading.strip()): cells.append(cell("markdown", said, ["notes"], f"{name} {heading}"))
+        for heading in headings_of(old):
+            if heading not in notes: continue
+            minutes, said = notes[heading]
+            said = f"*For the presenter, {minutes} min.*\n\n{said}"
+            cells.append(cell("markdown", said, ["notes"], f"{name} {heading}"))
+            cells[-1].metadata.slideshow = {"slide_type": "notes"}
         if old.cell_type == "code" and (exercise := by_stub.get(old.source)):
-            made = cell("code", solution_cell(exercise), ["solution"], f"{name} {exercise.name}")
-            cells.append(made)
+            cells.append(cell("code", solution_cell(exercise), ["solution"], f"{name} {exercise.name}"))
         if "check" in old.metadata.get("tags", []) and re.fullmatch(r"check\(\w+\)", old.source):
             old.source = f"assert (checked := {old.source}), checked\nchecked"
             old.outputs, old.execution_count = [], None
@@ -109,6 +140,7 @@ def fresh(folder):
 
 def instructor():
     folder = fresh(ROOT / "dist" / "instructor")
+    shutil.copy(ROOT / "book" / "instructor-edition.svg", folder / "nbs" / "images")
     for path in sorted((ROOT / "nbs").glob("*.ipynb")): nbformat.write(instructors(path), folder / "nbs" / path.name)
     print(f"written to {folder}")
 
