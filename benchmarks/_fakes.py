@@ -45,7 +45,7 @@ def put_back(x, after):
 
 
 def zero(x):
-    "Zeros in the shape of a result."
+    "Zeros in the shape of a result; None for what has no zero."
     if isinstance(x, torch.Tensor): return torch.zeros_like(x)
     if isinstance(x, np.ndarray): return np.zeros_like(x)
     if isinstance(x, dict): return {name: zero(value) for name, value in x.items()}
@@ -55,7 +55,7 @@ def zero(x):
         for tensor in x.state_dict().values(): tensor.zero_()
         return x
     if callable(x): return lambda *args, **kwargs: zero(x(*args, **kwargs))
-    return type(x)() if isinstance(x, bool | int | float | str | np.number) else x
+    return type(x)() if isinstance(x, bool | int | float | str | np.number) else None
 
 
 def methods(cls):
@@ -68,7 +68,8 @@ def listed(args): return [list(arg) if isinstance(arg, Iterator) else arg for ar
 
 class Event:
     "One call that the right answer was seen to answer."
-    def __init__(self, name, args, kwargs): self.name, self.asked, self.before = name, key([name, args, kwargs]), key(args)
+    def __init__(self, name, args, kwargs):
+        self.name, self.asked, self.before = name, key([name, args, kwargs]), key(args)
 
     def end(self, args, result, state):
         self.result, self.changed, self.state = frozen(result), key(args) != self.before, frozen(state)
@@ -84,7 +85,7 @@ def recorder(right, events):
             event = Event(name, args, kwargs)
             result = function(*me, *args, **kwargs)
             if (many := isinstance(result, Iterator)): result = list(result)
-            event.end(args, result, {k: v for k, v in vars(me[0]).items()} if me else {})
+            event.end(args, result, dict(vars(me[0])) if me else {})
             events.append(event)
             return iter(result) if many else result
         return call
@@ -150,12 +151,13 @@ def zeros(right):
     return answer
 
 
-def scribbler(right):
-    """The right answer, which also adds 1 to each number of an input that it should leave alone, or to a list one item.
+def scribbler(right, wipe=False):
+    """The right answer, which also adds 1 to the inputs that it should leave alone, and a list of what it has changed.
 
-    With a list that is afterwards empty if there was nothing to add to.
+    Or, to wipe, zeros in its place, which also makes these inputs zeros: a check that computes what should come out from
+    the same inputs, but afterwards, would take them for right. A list gets one item more.
     """
-    scribbled = []
+    changed = []
 
     def answer(*args, **kwargs):
         before = [key(arg) for arg in args]
@@ -163,11 +165,11 @@ def scribbler(right):
         for arg, was in zip(args, before):
             if key(arg) != was: continue
             if isinstance(arg, torch.Tensor | np.ndarray) and arg.dtype not in (bool, torch.bool):
-                with torch.no_grad(): arg += 1
+                with torch.no_grad(): put_back(arg, zero(arg) if wipe else frozen(arg) + 1)
             elif type(arg) is list: arg.append(0)
-            if key(arg) != was: scribbled.append(arg)
-        return result
-    return answer, scribbled
+            if key(arg) != was: changed.append(arg)
+        return zero(result) if wipe else result
+    return answer, changed
 
 
 def fakes(right, library, check):
@@ -176,7 +178,7 @@ def fakes(right, library, check):
     library: a function of torch, numpy or Python that does the work itself, in the clothes of an answer, or None.
     """
     events = []
-    if not check(recorder(right, events)).passed: raise AssertionError("the right answer does not pass")
+    if not (outcome := check(recorder(right, events))).passed: raise AssertionError(f"recorded, it fails: {outcome.said}")
     first = next((event.result for event in events if event.result is not None), 1)
     return {"constant": [blind(right, lambda args: 1.), blind(right, lambda args: frozen(first))],
             "input": [blind(right, lambda args: args[0] if args else None)], "zeros": [zeros(right)],

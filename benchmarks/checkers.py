@@ -5,6 +5,7 @@ from an earlier check. The peers are read from folders with their repositories (
 and packages that they import without need for a check are stubbed.
 """
 import contextlib
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -39,13 +40,13 @@ class Outcome(typing.NamedTuple):
 
 
 class Task(typing.NamedTuple):
-    "An exercise of a checker: what is right, a library's function that does the same, its stub, a mistake, how to check."
+    "An exercise of a checker."
     name: str
     check: typing.Callable  # answer -> Outcome
     right: typing.Callable
-    library: typing.Callable | None = None
-    stub: typing.Callable | None = None
-    mistake: typing.Callable | None = None
+    library: typing.Callable | None  # a library's function that does the same, in the clothes of an answer
+    stub: typing.Callable
+    mistake: typing.Callable
 
 
 def quietly(check):
@@ -73,15 +74,18 @@ def ours(_):
         state["grad_avg"] = state["opt"].state[p]["momentum_buffer"]
 
     def centered(p, grad, state, *, lr, sqr_beta=.99, eps=1e-8):
-        state.setdefault("opt", torch.optim.RMSprop([p], lr, sqr_beta, eps, centered=True)).step()
+        opt = state.setdefault("opt", torch.optim.RMSprop([p], lr, sqr_beta, eps, centered=True))
+        opt.param_groups[0]["lr"] = lr
+        opt.step()
 
     def averaged(model, batches):
+        model = copy.deepcopy(model)
         torch.optim.swa_utils.update_bn(batches, model)
         return model.eval()
 
     torchs = TORCHS | {  # and torch's own for exercises that do not forbid it
         "average_grad_torch": buffer_of_torch, "centered_step": centered, "adapted": averaged,
-        "folded": lambda linear, norm: nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), norm.eval()),
+        "folded": lambda linear, norm: nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval()),
         "class_counts": lambda loader: sum(torch.bincount(yb, minlength=10) for _, yb in loader),
         "my_adam": torchs_stepper(torch.optim.Adam)}
 
@@ -107,10 +111,17 @@ class Missing(types.ModuleType):
         return mock.MagicMock()
 
 
+@contextlib.contextmanager
 def do_without(*names):
-    for name in names:
-        try: importlib.import_module(name)
-        except ImportError: sys.modules[name] = Missing(name)
+    "Under `with`: stubs in the place of those packages that are not installed."
+    with mock.patch.dict(sys.modules):
+        for name in names:
+            try: importlib.import_module(name)
+            except ImportError: sys.modules[name] = Missing(name)
+        before = dict(sys.modules)
+        yield
+        found = {name: module for name, module in sys.modules.items() if name not in before}
+    sys.modules.update(found)
 
 
 def load(path, name):
@@ -127,7 +138,7 @@ class Shaped:
 
     def __class_getitem__(cls, item):
         item = item if isinstance(item, tuple) else (item,)
-        dims = [types.SimpleNamespace(name=d if isinstance(d, str) else None, size=d) for d in item if d not in cls.dtypes]
+        dims = [types.SimpleNamespace(name=None if isinstance(d, int) else d, size=d) for d in item if d not in cls.dtypes]
         kinds = [types.SimpleNamespace(dtype=cls.dtypes[d]) for d in item if d in cls.dtypes]
         return typing.Annotated[torch.Tensor, {"details": (types.SimpleNamespace(dims=dims), *kinds)}]
 
@@ -137,11 +148,10 @@ def tensor_puzzles(folder):
     hypothesis.settings.register_profile("fakes", database=None, deadline=None, derandomize=False,
                                          suppress_health_check=list(hypothesis.HealthCheck))
     hypothesis.settings.load_profile("fakes")
-    do_without("chalk", "colour")
-    lib, puzzles = load(folder / "lib.py", "tensor_puzzles_lib"), {}
+    with do_without("chalk", "colour"): lib, puzzles = load(folder / "lib.py", "tensor_puzzles_lib"), {}
     for name in ("draw_examples", "SVG", "display"): setattr(lib, name, mock.MagicMock())
     space = {"TT": Shaped, "torch": torch, "tensor": torch.tensor,
-             "make_test": lambda name, problem, *args, **kwargs: puzzles.update({problem.__name__: (problem, args, kwargs)})}
+             "make_test": lambda name, stub, *args, **kwargs: puzzles.update({stub.__name__: (stub, args, kwargs)})}
     notebook = next(path for path in sorted(folder.glob("*.ipynb")) if "make_test(" in path.read_text())
     for cell in json.loads(notebook.read_text())["cells"]:
         source = "".join(cell["source"])
@@ -172,14 +182,14 @@ def tensor_puzzles(folder):
         ("vstack", lambda a, b: torch.vstack([a, b]), lambda a, b: torch.vstack([b, a])),
         ("roll", lambda a, i: torch.roll(a, -1), lambda a, i: torch.roll(a, 1)),
         ("flip", lambda a, i: torch.flip(a, [0]), lambda a, i: a),
-        ("scatter_add", lambda values, link, j: zeros(j).scatter_add(0, link, values), lambda values, link, j: zeros(j)))]
+        ("scatter_add", lambda values, link, j: zeros(j).scatter_add(0, link, values),
+         lambda values, link, j: zeros(j)))]
 
 
 def learntools(folder):
-    do_without("pandas")
     package = sys.modules["learntools"] = types.ModuleType("learntools")  # its own imports all courses
     package.__path__, package.__version__ = [str(folder / "learntools")], "given"
-    core, space = importlib.import_module("learntools.core"), {}
+    with do_without("pandas"): core, space = importlib.import_module("learntools.core"), {}
     core.binder.bind(space)
     views = {}
     for n in (2, 3, 4, 5):
@@ -203,14 +213,15 @@ def learntools(folder):
     def swap(racers): racers[0], racers[-1] = racers[-1], racers[0]
     return [task(*row) for row in (
         ("sign", lambda x: (x > 0) - (x < 0), lambda x: np.sign(x), lambda x: (x < 0) - (x > 0)),
-        ("wants_all_toppings", lambda k, m, o: k and m and o, lambda *toppings: all(toppings), lambda k, m, o: k or m or o),
+        ("wants_all_toppings", lambda k, m, o: k and m and o, lambda *each: all(each), lambda k, m, o: k or m or o),
         ("elementwise_greater_than", lambda L, t: [x > t for x in L], lambda L, t: np.greater(L, t).tolist(),
          lambda L, t: [x >= t for x in L]),
         ("count_negatives", lambda nums: len([x for x in nums if x < 0]), lambda nums: np.less(nums, 0).sum(),
          lambda nums: len([x for x in nums if x <= 0])),
         ("exactly_one_topping", lambda k, m, o: k + m + o == 1, None, lambda k, m, o: k + m + o > 0),
         ("has_lucky_number", lambda nums: any(x % 7 == 0 for x in nums), None, lambda nums: nums[0] % 7 == 0),
-        ("menu_is_boring", lambda meals: any(map(operator.eq, meals, meals[1:])), None, lambda meals: meals[0] == meals[1]),
+        ("menu_is_boring", lambda meals: any(map(operator.eq, meals, meals[1:])), None,
+         lambda meals: meals[0] == meals[1]),
         ("select_second", lambda L: L[1] if len(L) > 1 else None, None, lambda L: L[2]),
         ("smallest_stringy_number", lambda a, b, c: min(a, b, c, key=int), None, lambda a, b, c: min(a, b, c)),
         ("to_smash", lambda total, n=3: total % n, lambda total, n=3: np.mod(total, n), lambda total, n=3: total // n),
@@ -218,11 +229,10 @@ def learntools(folder):
 
 
 def arena(folder):
-    do_without("plotly", "plotly.express", "plotly.graph_objects", "plotly.subplots")
-    exercises = folder / "chapter0_fundamentals" / "exercises"
-
-    def tests(part): return load(exercises / part / "tests.py", f"arena_{part}")
-    cnns, nets, opts, back = (tests(part) for part in ("part2_cnns", "part3_resnets", "part4_optimization", "part5_backprop"))
+    def tests(part):
+        with do_without("plotly", "plotly.express", "plotly.graph_objects", "plotly.subplots"):
+            return load(folder / "chapter0_fundamentals" / "exercises" / part / "tests.py", f"arena_{part}")
+    cnns, nets, opts, back = map(tests, ("part2_cnns", "part3_resnets", "part4_optimization", "part5_backprop"))
 
     def task(test, right, library, mistake):
         @quietly
@@ -286,24 +296,27 @@ def examine(tasks, patience):
     "kind -> names of the exercises it got through, kind -> how many it was tried on, and what else the checker does."
     through, tried = {kind: [] for kind in KINDS}, dict.fromkeys(KINDS, 0)
     for task in tasks:
+        if not (outcome := task.check(task.right)).passed: raise AssertionError(f"{task.name}: {outcome.said}")
         for kind, answers in fakes(task.right, task.library, task.check).items():
             tried[kind] += bool(answers)
             if any(task.check(answer).passed for answer in answers): through[kind].append(task.name)
     plain = [task for task in tasks if not inspect.isclass(task.right)]
-    stubs, raised = [task.check(task.stub) for task in tasks], [task.check(raises) for task in plain]
-    wrong, unseen = [task.check(task.mistake) for task in tasks], []
+    wrong = [task.check(task.mistake) for task in tasks]
     if passed := [task.name for task, outcome in zip(tasks, wrong) if outcome.passed]: raise AssertionError(passed)
-    for task in plain:
-        answer, scribbled = scribbler(task.right)
-        outcome = task.check(answer)
-        if scribbled: unseen.append(outcome.passed)
+
+    def scribbled(wipe):
+        "Does an answer pass that changes its inputs? For each exercise with inputs that can be changed."
+        answers = [(task, *scribbler(task.right, wipe)) for task in plain]
+        outcomes = [(task.check(answer), changed) for task, answer, changed in answers]
+        return [outcome.passed for outcome, changed in outcomes if changed]
 
     def share(flags): return f"{sum(flags)} of {len(flags)}"
     return through, tried, {
-        "says not attempted of a stub": share([not outcome.attempted for outcome in stubs]),
-        "raises where an answer raises": share([outcome.raised for outcome in raised]),
+        "calls a stub not attempted": share([not task.check(task.stub).attempted for task in tasks]),
+        "raises where an answer raises": share([task.check(raises).raised for task in plain]),
         "raises where an answer is wrong": share([outcome.raised for outcome in wrong]),
-        "fails what is right but adds 1 to its inputs": share([not passed for passed in unseen]),
+        "passes what is right but adds 1 to its inputs": share(scribbled(wipe=False)),
+        "passes zeros if the inputs are made zeros too": share(scribbled(wipe=True)),
         f"stops an endless loop within {patience} s": "yes" if stops(plain[0], patience) else "no",
         "says of a mistake": " ".join(wrong[0].said.split())[:200]}
 
@@ -311,7 +324,7 @@ def examine(tasks, patience):
 def main():
     args = arguments(__doc__.splitlines()[0], folders=[name for name in CHECKERS if name != "course_lib"])
     torch.set_num_threads(1)
-    say_machine("torch", "numpy", "hypothesis", threads=1)
+    say_machine("torch", "numpy", threads=1)
     rows = {}
     for name, make in CHECKERS.items():
         folder = getattr(args, name.replace("-", "_"), None)
