@@ -154,8 +154,8 @@ def zeros(right):
 def scribbler(right, wipe=False):
     """The right answer, which also adds 1 to the inputs that it should leave alone, and a list of what it has changed.
 
-    Or, to wipe, zeros in its place, which also makes these inputs zeros: a check that computes what should come out from
-    the same inputs, but afterwards, would take them for right. A list gets one item more.
+    Or, to wipe, zeros in its place, which also makes these inputs zeros: a check that only afterwards computes from the
+    same inputs what should have come out takes them for right. A list gets one item more.
     """
     changed = []
 
@@ -165,7 +165,7 @@ def scribbler(right, wipe=False):
         for arg, was in zip(args, before):
             if key(arg) != was: continue
             if isinstance(arg, torch.Tensor | np.ndarray) and arg.dtype not in (bool, torch.bool):
-                with torch.no_grad(): put_back(arg, zero(arg) if wipe else frozen(arg) + 1)
+                put_back(arg, zero(arg) if wipe else frozen(arg) + 1)
             elif type(arg) is list: arg.append(0)
             if key(arg) != was: changed.append(arg)
         return zero(result) if wipe else result
@@ -178,7 +178,7 @@ def fakes(right, library, check):
     library: a function of torch, numpy or Python that does the work itself, in the clothes of an answer, or None.
     """
     events = []
-    if not (outcome := check(recorder(right, events))).passed: raise AssertionError(f"recorded, it fails: {outcome.said}")
+    if not (found := check(recorder(right, events))).passed: raise AssertionError(f"recorded, it fails: {found.said}")
     first = next((event.result for event in events if event.result is not None), 1)
     return {"constant": [blind(right, lambda args: 1.), blind(right, lambda args: frozen(first))],
             "input": [blind(right, lambda args: args[0] if args else None)], "zeros": [zeros(right)],
