@@ -335,7 +335,7 @@ def main():
             continue
         try: tasks = make(folder)
         except Exception as error:  # no folder that we know: whatever may happen in it
-            print(f"skipped: {name}, for its folder lacks files or has another version: {type(error).__name__}: {error}")
+            print(f"skipped: {name}, for its folder is not as expected: {type(error).__name__}: {error}")
             continue
         if args.quick: tasks = tasks[::4] if name == "course_lib" else tasks[:3]
         through, tried, other = rows[name] = examine(tasks, 3 if args.quick else 10)
