@@ -5,12 +5,14 @@ import platform
 import statistics
 import time
 from importlib import metadata
+from pathlib import Path
 
 
-def arguments(description):
-    "The command line that all benchmarks share."
+def arguments(description, folders=()):
+    "The command line that all benchmarks share; folders: options that take one."
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repeats, under 40 seconds")
+    for name in folders: parser.add_argument(f"--{name}", type=Path, metavar="DIR")
     return parser.parse_args()
 
 
