@@ -243,4 +243,15 @@ def test_where_nothing_can_be_written_a_check_says_what_it_says(tmp_path):
     assert check(EXERCISES["sign_step"].answer).passed and "not yet" in progress()
 
 
+def test_a_seed_makes_the_same_inputs_and_leaves_no_trace(tmp_path):
+    exercise, seen = EXERCISES["steps_needed"], []
+
+    def listens(*args):
+        seen.append(args)
+        return exercise.answer(*args)
+    for seed in (1847, 1847, 1951, None): assert exercise.check(listens, seed=seed).passed
+    a, b, c, d = (seen[i:i + len(seen) // 4] for i in range(0, len(seen), len(seen) // 4))
+    assert a == b and a != c and d not in (a, c) and not list(tmp_path.iterdir())
+
+
 def test_raised_says_what(): assert str(Raised(ValueError("x"))) == "ValueError: x"
