@@ -7,6 +7,7 @@ from functools import partial
 import nbformat
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from mutants import mutants
 
 import course_lib.exercises
@@ -55,8 +56,6 @@ def test_each_mistake_gets_its_own_sentence(exercise):
         for seed in range(5):
             checked = exercise.check(mistake, seed)
             assert not checked.passed and checked.attempted and sentence in str(checked), (sentence, str(checked))
-
-
 
 
 @every_exercise
@@ -174,19 +173,85 @@ def test_hints_come_one_by_one_and_the_solution_says_why():
     assert EXERCISES["sign_step"].why in solution("sign_step")
 
 
+def states(page):
+    lines = [line.split() for line in page.split("\n") if line.startswith("  ")]
+    return {name: " ".join(state) for _, *state, name in lines}
+
+
 def test_progress_is_remembered_in_the_readers_folder(tmp_path):
     check(EXERCISES["sign_step"].answer)
     check(named("clip_step", lambda p, grad, state, *, limit=1.: grad * 2))
-    lines = progress("02").split("\n")
-    state = {line.split()[1]: line.split(maxsplit=2)[2] for line in lines}
-    assert state == {"steps_needed": "not yet", "sign_step": "right", "clip_step": "wrong", "MyOptimizer": "not yet"}
+    assert states(progress("02")) == {
+        "steps_needed": "not yet", "sign_step": "right", "clip_step": "wrong", "MyOptimizer": "not yet"}
     check(named("sign_step", lambda p, grad, state, *, lr: None))  # what was right stays right
+    check(EXERCISES["clip_step"].untouched())
+    assert states(progress("02"))["sign_step"] == "right" and states(progress("02"))["clip_step"] == "not yet"
     assert json.loads((tmp_path / "course_progress.json").read_text())["sign_step"] == "right"
-    (tmp_path / "course_progress.json").write_text("not json")
-    assert "not yet" in progress()
     (tmp_path / "course_progress.json").unlink()
-    (tmp_path / "course_progress.json").mkdir()  # nothing can be written: the check says what it says
-    assert check(EXERCISES["sign_step"].answer).passed
+    assert set(states(progress()).values()) == {"not yet"}
+
+
+def test_a_stub_and_a_look_leave_no_file(tmp_path):
+    check(EXERCISES["is_ready"].untouched())
+    assert "Nothing is remembered yet" in progress() and "course_progress.json" in progress()
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_shows_all_exercises_by_chapter_with_counts(tmp_path):
+    check(EXERCISES["sign_step"].answer)
+    check(named("clip_step", lambda p, grad, state, *, limit=1.: grad * 2))
+    assert list(states(progress())) == list(EXERCISES)
+    assert f"All chapters: 1 of {len(EXERCISES)} right" in progress() and "02 sgd: 1 of 4 right" in progress()
+    assert str(tmp_path / "course_progress.json") in progress("02") and "Delete it to begin anew" in progress("02")
+    assert repr(progress("02")) == str(progress("02")) and "All chapters" not in progress("02")
+    assert progress(2) == progress("2") == progress("02") and progress("a1") == progress("A1")
+
+
+def test_progress_is_a_table_in_a_notebook():
+    check(EXERCISES["sign_step"].answer)
+    check(named("clip_step", lambda p, grad, state, *, limit=1.: grad * 2))
+    page = BeautifulSoup(progress()._repr_html_(), "html.parser")
+    rows = {row.code.text: row.td for row in page.select("tbody tr") if row.code}
+    assert list(rows) == list(EXERCISES) and page.th["scope"] == "col"
+    for name, said in [("sign_step", "✓ right"), ("clip_step", "✗ wrong"), ("MyOptimizer", "○ not yet")]:
+        assert rows[name].text == said and bool(rows[name].strong) == (name != "sign_step")
+    assert "02 sgd: 1 of 4 right" in [heading.text for heading in page.select("tbody th")]
+    assert "Delete it to begin anew" in page.p.text and "color" not in str(page)
+
+
+@pytest.mark.parametrize("chapter", ["12", "", "zz", "<b>", -1, 2.5, [], object(), b"02", check], ids=repr)
+def test_an_unknown_chapter_gets_a_sentence_with_the_known_ones(chapter):
+    assert "no exercises of a chapter" in progress(chapter) and "00, 01, 02" in progress(chapter)
+
+
+@pytest.mark.parametrize("damage", [
+    b"not json", b"", b"[1, 2]", b'"right"', b"null", b"\xff\xfe\x00", b"[" * 100_000,
+    b'{"sign_step": "finished", "clip_step": true}', b'{"no_such_exercise": "right", "<b>": "wrong"}',
+    b'{"sign_step": ["right"], "clip_step": {"wrong": 1}, "MyOptimizer": NaN}'],
+    ids=lambda damage: repr(damage[:30]))
+def test_a_damaged_or_foreign_file_is_not_trusted(tmp_path, damage):
+    file = tmp_path / "course_progress.json"
+    file.write_bytes(damage)
+    assert set(states(progress()).values()) == {"not yet"} and list(states(progress())) == list(EXERCISES)
+    assert "no_such" not in progress()._repr_html_() and "<b>" not in progress()._repr_html_()
+    check(EXERCISES["sign_step"].answer)
+    assert json.loads(file.read_bytes()) == {"sign_step": "right"}
+
+
+def test_where_nothing_can_be_written_a_check_says_what_it_says(tmp_path):
+    (tmp_path / "course_progress.json").mkdir()
+    assert check(EXERCISES["sign_step"].answer).passed and "not yet" in progress()
+
+
+def test_a_seed_makes_the_same_inputs_and_leaves_no_trace(tmp_path):
+    exercise, seen = EXERCISES["steps_needed"], []
+
+    def listens(*args):
+        seen.append(args)
+        return exercise.answer(*args)
+    for seed in (1847, 1847, 1951, None): assert exercise.check(listens, seed=seed).passed
+    a, b, c, d = (seen[i:i + len(seen) // 4] for i in range(0, len(seen), len(seen) // 4))
+    assert a == b and a != c and d not in (a, c) and not list(tmp_path.iterdir())
 
 
 def test_raised_says_what(): assert str(Raised(ValueError("x"))) == "ValueError: x"

@@ -170,6 +170,8 @@ def run(paths):
     """Execute in the folder of the notebooks, as JupyterLab does; save only what ran to its end, with the time that
     took."""
     for path in paths:
+        if (kept := path.parent / "course_progress.json").exists():
+            sys.exit(f"{kept} remembers a reader's answers, which would be saved in chapter 00. Move it away first.")
         nb = nbformat.read(path, as_version=4)
         start = time.perf_counter()
         NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(path.parent)}},

@@ -69,7 +69,7 @@ class Exercise:
         if code_of(answer) == code_of(stub := self.untouched()) and same(seen, self.outcomes(stub, cases), 0.):
             return Checked(False, f"{self.name}: not yet attempted.", attempted=False)
         for sentence, mistake in self.mistakes.items():
-            if same(seen, self.outcomes(mistake, cases), self.tolerance): return self.wrong(sentence)
+            if same(seen, self.outcomes(mistake, cases, like=seen), self.tolerance): return self.wrong(sentence)
         if called:
             return self.wrong(f"{' and '.join(sorted(called))} did the work. This exercise asks you to do it yourself.")
         for case, one, right in zip(cases, seen, wanted):
@@ -83,8 +83,11 @@ class Exercise:
         exec(compile(self.stub, f"<stub of {self.name}>", "exec"), space)
         return space[self.name]
 
-    def outcomes(self, answer, cases):
-        "What can be seen of an answer in each case: a dict, or `Raised`; after the time limit `Raised` in all that is left."
+    def outcomes(self, answer, cases, like=None):
+        """What can be seen of an answer in each case: a dict, or `Raised`; after the time limit `Raised` in all that is left.
+
+        like: outcomes to compare with; the first that is another is the last that is looked for.
+        """
         found = []
         with undisturbed(), time_limit(LIMIT_S):
             for case in cases:
@@ -92,6 +95,7 @@ class Exercise:
                 except (Exception, SystemExit) as error:
                     found.append(Raised(error))
                     if isinstance(error, OutOfTime): break
+                if like and not same(found[-1], like[len(found) - 1], self.tolerance): break
         return found + found[-1:] * (len(cases) - len(found))
 
     def difference(self, case, seen, wanted):

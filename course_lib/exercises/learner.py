@@ -154,13 +154,13 @@ class Stopwatch(Callback):
         "one event keeps for another is an attribute of the callback. (The check turned the clock itself, so it took no time.)")
 
 
-# 2. Noise on the input
+# 2. Pixels that fail
 
-class InputNoise(Callback):
-    def __init__(self, sigma): self.sigma = sigma
+class DropPixels(Callback):
+    def __init__(self, share): self.share = share
 
     def before_batch(self, learn):
-        if learn.training: learn.xb = torch.normal(learn.xb, self.sigma)  # a new tensor, drawn around each pixel
+        if learn.training: learn.xb = learn.xb * (torch.rand_like(learn.xb) >= self.share)  # a new tensor
 
 
 class Looks(nn.Module):
@@ -174,89 +174,81 @@ class Looks(nn.Module):
         return self.weight * x.mean(1)
 
 
-def run_noise(answer, sigma, _images, _seed):
-    "What the noise of two epochs is like, and what became of the images. The batches are views of the data set."
+def run_dropper(answer, share, _images, _seed):
+    "Which pixels are 0 in two epochs, and what became of the images. The batches are views of the data set."
     torch.manual_seed(_seed)
     data, model, half = _images.clone(), Looks(), len(_images) // 2
     batches = [(data[:half], torch.zeros(half)), (data[half:], torch.zeros(half))]
     Learner(model, SimpleNamespace(train=batches, valid=batches[:1]), F.mse_loss, lr=1e-6,
-            cbs=[made(answer, sigma)]).fit(2)
-    noise = (torch.stack(model.shown[True]) - torch.stack([*_images.chunk(2)] * 2)) / sigma  # [4, images, pixels]
-    alike = lambda i: bool(noise.mean(i).std() * noise.shape[i] ** .5 > 1.7 * noise.std())
+            cbs=[made(answer, share)]).fit(2)
+    shown = torch.stack(model.shown[True])
+    given, off = torch.stack([*_images.chunk(2)] * 2), (shown == 0).float()  # [4, images, pixels]
+    alike = lambda i: bool(off.mean(i).std() * off.shape[i] ** .5 > 1.7 * off.std())
     return {"the data set is as it was": torch.equal(data, _images),
             "validation sees the images as they are": all(torch.equal(x, _images[:half]) for x in model.shown[False]),
-            "the mean of the noise, in sigmas,": noise.mean().item(),
-            "its standard deviation, in sigmas,": noise.std().item(),
-            "the share of the noise within one sigma": (noise.abs() < 1).float().mean().item(),
-            "the noise repeats itself from batch to batch": alike(0), "from image to image": alike(1),
-            "from pixel to pixel": alike(2)}
+            "the share of the pixels that are 0": off.mean().item(),
+            "all others are as they were": torch.equal(shown, given * (1 - off)),
+            "the same pixels are 0 in each batch": alike(0), "in each image": alike(1),
+            "whole images are 0": alike(2)}
 
 
-def normal_noise(sigma, _images, _seed):
-    "The normal distribution in closed form."
+def some_dropped(share, _images, _seed):
     return {"the data set is as it was": True, "validation sees the images as they are": True,
-            "the mean of the noise, in sigmas,": 0., "its standard deviation, in sigmas,": 1.,
-            "the share of the noise within one sigma": math.erf(.5 ** .5),
-            "the noise repeats itself from batch to batch": False, "from image to image": False,
-            "from pixel to pixel": False}
+            "the share of the pixels that are 0": share, "all others are as they were": True,
+            "the same pixels are 0 in each batch": False, "in each image": False, "whole images are 0": False}
 
 
-def noisy(change, event="before_batch", training_only=True):
-    "An `InputNoise` with another change, `(the callback, the learner)`."
+def dropping(change, event="before_batch", training_only=True):
+    "A `DropPixels` with another change, `(the callback, the learner)`."
     def act(self, learn):
         if learn.training or not training_only: change(self, learn)
-    return variant(InputNoise, **{"before_batch": None, event: act})
+    return variant(DropPixels, **{"before_batch": None, event: act})
 
 
 def set_xb(new):
-    "A change that puts `new(sigma, xb)` in the batch's place."
-    return lambda self, learn: setattr(learn, "xb", new(self.sigma, learn.xb))
+    "A change that puts `new(share, xb)` in the batch's place."
+    return lambda self, learn: setattr(learn, "xb", new(self.share, learn.xb))
 
 
 def always_the_same(self, learn):
-    if not hasattr(self, "noise"): self.noise = self.sigma * torch.randn_like(learn.xb)
-    learn.xb = learn.xb + self.noise
+    if not hasattr(self, "stays"): self.stays = torch.rand_like(learn.xb) >= self.share
+    learn.xb = learn.xb * self.stays
 
 
-normal = set_xb(lambda sigma, xb: xb + sigma * torch.randn_like(xb))
+dropped = set_xb(lambda share, xb: xb * (torch.rand_like(xb) >= share))
 
-INPUT_NOISE = Exercise(
-    "06", InputNoise, '''
-class InputNoise(Callback):
-    "In training, normal noise of standard deviation sigma on each pixel."
-    def __init__(self, sigma): self.sigma = sigma
+DROP_PIXELS = Exercise(
+    "06", DropPixels, '''
+class DropPixels(Callback):
+    "In training, each pixel is set to 0 with the probability share."
+    def __init__(self, share): self.share = share
                                                  # your method
 ''',
     hints=("At which event is the batch there, and the model has not seen it yet? Does that event come in a validation, too?",
-           "x + sigma · z, where z is standard normal: torch.randn_like(x). Only while learn.training.",
-           "In before_batch, put a new tensor in its place: learn.xb = …. In place (+=) would change the data set."),
+           "torch.rand_like(x) draws evenly from 0 to 1, so it is below share with the probability share. Only while learn.training.",
+           "In before_batch, put a new tensor in its place: learn.xb = …. In place (learn.xb[…] = 0) would change the data set."),
     mistakes={
-        "Your noise is in the validation too, where before_batch comes as well. Ask learn.training.": noisy(normal, training_only=False),
-        "You add the noise in place, and a batch may be a part of the data set itself: the noise stays in it. Make a new tensor.":
-            noisy(lambda self, learn: learn.xb.add_(self.sigma * torch.randn_like(learn.xb))),
-        "sigma is the standard deviation, and you took it for the variance.":
-            noisy(set_xb(lambda sigma, xb: xb + sigma ** .5 * torch.randn_like(xb))),
-        "sigma is the standard deviation. You multiply by its square.":
-            noisy(set_xb(lambda sigma, xb: xb + sigma ** 2 * torch.randn_like(xb))),
-        "rand draws evenly from 0 to 1. Normal numbers come from randn.":
-            noisy(set_xb(lambda sigma, xb: xb + sigma * torch.rand_like(xb))),
-        "You draw one number for the whole batch. Each pixel needs its own.":
-            noisy(set_xb(lambda sigma, xb: xb + sigma * torch.randn(()))),
-        "All images of a batch get the same noise. Draw a number for each pixel of each image.":
-            noisy(set_xb(lambda sigma, xb: xb + sigma * torch.randn(xb.shape[1:]))),
-        "Each image gets one number for all its pixels. Draw one for each pixel.":
-            noisy(set_xb(lambda sigma, xb: xb + sigma * torch.randn(len(xb), 1))),
-        "Your noise is drawn once, and every batch gets the same. Draw anew each time.": noisy(always_the_same),
-        "The loop never sees your noisy images. Assign to learn.xb, not to a variable of your own; and in before_batch, since "
-        "later the model has been called.": noisy(normal, event="after_pred"),
-        "You multiply by the noise, so dark pixels get less of it. Add it.":
-            noisy(set_xb(lambda sigma, xb: xb * (1 + sigma * torch.randn_like(xb)))),
-        "The images are gone: add the noise to them.": noisy(set_xb(lambda sigma, xb: sigma * torch.randn_like(xb)))},
-    cases=lambda rng: [{"sigma": rng.uniform(.2, .5), "_images": random_tensor(rng, 160, 100).abs(), "_seed": rng.randrange(2 ** 40)}
-                       for _ in range(2)],
-    run=run_noise, truth=normal_noise, tolerance=.05,
-    why="torch.normal(x, sigma) draws around each number of x, which is the same as x + sigma * torch.randn_like(x). Both make a "
-        "new tensor, so the data set keeps its images; and validation is left alone, since it is to judge.")
+        "Pixels fail in the validation too, where before_batch comes as well. Ask learn.training.": dropping(dropped, training_only=False),
+        "You change the batch in place, and it may be a part of the data set itself: the holes stay in it. Make a new tensor.":
+            dropping(lambda self, learn: learn.xb.mul_(torch.rand_like(learn.xb) >= self.share)),
+        "share is to be set to 0. In your batch it is what stays.": dropping(set_xb(lambda share, xb: xb * (torch.rand_like(xb) < share))),
+        "Dropout enlarges what stays. Here the other pixels are to stay as they are.": dropping(set_xb(lambda share, xb: F.dropout(xb, share))),
+        "randn draws normal numbers. Those that are below share with the probability share come from rand.":
+            dropping(set_xb(lambda share, xb: xb * (torch.randn_like(xb) >= share))),
+        "All pixels get darker by some factor, and none is 0. A pixel either stays or is gone.":
+            dropping(set_xb(lambda share, xb: xb * torch.rand_like(xb))),
+        "All images of a batch lose the same pixels. Draw a number for each pixel of each image.":
+            dropping(set_xb(lambda share, xb: xb * (torch.rand(xb.shape[1:]) >= share))),
+        "Whole images are gone. Draw a number for each pixel.":
+            dropping(set_xb(lambda share, xb: xb * (torch.rand(len(xb), 1) >= share))),
+        "You draw once, and every batch loses the same pixels. Draw anew each time.": dropping(always_the_same),
+        "The loop never sees your images. Assign to learn.xb, not to a variable of your own; and in before_batch, since later the model "
+        "has been called.": dropping(dropped, event="after_pred")},
+    cases=lambda rng: [{"share": rng.uniform(.15, .35), "_images": random_tensor(rng, 160, 100).abs() + .1,
+                        "_seed": rng.randrange(2 ** 40)} for _ in range(2)],
+    run=run_dropper, truth=some_dropped, tolerance=.05,
+    why="A number that is drawn evenly from 0 to 1 is below share with the probability share. The product is a new tensor, so the data "
+        "set keeps its images; and validation is left alone, since it is to judge.")
 
 
 # 3. Skip what is easy
@@ -603,4 +595,4 @@ class MyLearner:
     why="The loop is that of chapter 02; call is the idea of this chapter. except catches what is meant to end the fit and nothing "
         "else, and finally gives everybody the last word, whatever happened.")
 
-EXERCISES = [STOPWATCH, INPUT_NOISE, SKIP_EASY, MY_LEARNER]
+EXERCISES = [STOPWATCH, DROP_PIXELS, SKIP_EASY, MY_LEARNER]
