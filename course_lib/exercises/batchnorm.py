@@ -104,6 +104,8 @@ def folded(linear, norm):
         "Those are still two layers. One nn.Linear is to do the work of both.":
             lambda linear, norm: nn.Sequential(linear, copy.deepcopy(norm).eval())},
     cases=pairs_to_fold, run=fold_and_look, truth=by_torchs_layers, tolerance=1e-4,
+    instead=("torch.nn.utils.fusion.fuse_linear_bn_eval", "torch.nn.utils.fuse_linear_bn_eval",
+             "torch.nn.utils.fusion.fuse_linear_bn_weights", "torch.nn.utils.fuse_linear_bn_weights"),
     why="In evaluation mode the norm multiplies each output by a fixed number and adds another. Both steps are linear, so they are one: "
         "the rows of the weights are scaled, and the bias goes through the norm as an output would.")
 
@@ -204,7 +206,7 @@ def adapted(model, batches):
         "In evaluation mode the statistics stay where they are: you have reset them, and no batch has moved them.": adapt_with(mode=False),
         "The statistics are the old ones. They move only in training mode.": adapt_with(reset=lambda norm: None, mode=False),
         "All is right but the mode: the result should be in evaluation mode.": adapt_with(ends=lambda model: model)},
-    cases=models_to_adapt, run=adapt_and_look, truth=by_loops, tolerance=1e-3,
+    cases=models_to_adapt, run=adapt_and_look, truth=by_loops, tolerance=1e-3, instead=("torch.optim.swa_utils.update_bn",),
     why="In training mode a look at a batch moves the statistics and no weight. With momentum = None and a count that begins at 0, "
         "each batch has the same share, and nothing of the old statistics is left.")
 

@@ -93,10 +93,11 @@ def look_into(answer, n_images, _shape, _seed):
     draws = torch.Generator().manual_seed(_seed)
     torch.manual_seed(_seed)
     images, targets = torch.rand(n_images, *_shape, generator=draws), torch.randint(10, (n_images,), generator=draws)
-    kinds, mirrored, targets_kept = set(), [], True
+    kinds, mirrored, targets_kept, images_kept = set(), [], True, True
     ways = {"as they were": images, "mirrored": images.flip(-1), "upside down": images.flip(-2)}
     for _ in range(N_CALLS):
-        xb, yb = answer(images.clone(), targets.clone())
+        xb, yb = answer(given := images.clone(), targets.clone())
+        images_kept &= torch.equal(given, images)
         if xb.shape != images.shape: return {"the shape of the images": list(xb.shape)}
         is_it = {way: (xb == wanted).flatten(1).all(1) for way, wanted in ways.items()}
         kinds |= {way for way, found in is_it.items() if found.any()}
@@ -109,14 +110,14 @@ def look_into(answer, n_images, _shape, _seed):
             "what is mirrored in a call": "all or none" if all_or_none else "less than half" if share < .45 else
             "more than half" if share > .55 else "about half",
             "other images are mirrored in the next call": any(not torch.equal(found, mirrored[0]) for found in mirrored),
-            "the targets stay as they are": targets_kept}
+            "the targets stay as they are": targets_kept, "the batch that was given stays as it is": images_kept}
 
 
 def looking_glass(n_images, _shape, _seed):
     "What the task says."
     return {"the shape of the images": [n_images, *_shape], "what the images are afterwards": "as they were, mirrored",
             "what is mirrored in a call": "about half", "other images are mirrored in the next call": True,
-            "the targets stay as they are": True}
+            "the targets stay as they are": True, "the batch that was given stays as it is": True}
 
 
 def flipped(coin, axis=-1): return lambda xb, yb: (torch.where(coin(xb), xb.flip(axis), xb), yb)

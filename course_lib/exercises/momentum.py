@@ -238,6 +238,7 @@ def average_grad_torch(p, grad, state, *, beta=.9, dampening=0.):
     truth=lambda _starts, _grads, _rates, beta=.9, dampening=0.: torchs_path(
         lambda params: torch.optim.SGD(params, lr=.1, momentum=beta, dampening=dampening),
         _starts, _grads, _rates, grad_avg="momentum_buffer"),
+    instead=("torch.optim.SGD.step",),
     why="The exception lets the first step be a full one. Its price: with dampening 0.9 the first gradient counts ten times as much "
         "as the second, until it fades.")
 

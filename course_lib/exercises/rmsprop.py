@@ -233,6 +233,7 @@ def centered_step(p, grad, state, *, lr, sqr_beta=.99, eps=1e-8):
     truth=lambda _starts, _grads, _rates, sqr_beta=.99, eps=1e-8: torchs_path(
         lambda params: torch.optim.RMSprop(params, lr=.1, alpha=sqr_beta, eps=eps, centered=True),
         _starts, _grads, _rates, sqr_avg="square_avg"),
+    instead=("torch.optim.RMSprop.step",),
     why="s − a² is the variance of the gradients: the mean of the squares minus the square of the mean. Where gradients agree it is "
         "small, so the steps there are longer than plain RMSProp's.", tolerance=1e-4)
 
