@@ -1,4 +1,5 @@
 """Every exercise: stub, solution, each mistake with its own sentence, fakes, mutants; and what a check must not do."""
+import copy
 import inspect
 import json
 import math
@@ -99,12 +100,31 @@ def torchs_stepper(opt_func):
     return stepper
 
 
+def torchs_buffer(p, grad, state, *, beta=.9, dampening=0.):
+    state.setdefault("opt", torch.optim.SGD([p], 0., beta, dampening)).step()
+    state["grad_avg"] = state["opt"].state[p]["momentum_buffer"]
+
+
+def torchs_centered(p, grad, state, *, lr, sqr_beta=.99, eps=1e-8):
+    state["opt"] = opt = state.get("opt") or torch.optim.RMSprop([p], lr, sqr_beta, eps, centered=True)
+    opt.param_groups[0]["lr"] = lr
+    opt.step()
+
+
+def torchs_average(model, batches):
+    model = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn(batches, model)
+    return model.eval()
+
+
 TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
     "MyOptimizer": TorchsSGD, "my_momentum": torchs_momentum, "my_rmsprop": torchs_rmsprop,
     "my_adam": torchs_stepper(torch.optim.Adam),
     "amsgrad_step": torchs_stepper(partial(torch.optim.Adam, amsgrad=True)),
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
-    "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps)}
+    "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps),
+    "average_grad_torch": torchs_buffer, "centered_step": torchs_centered, "adapted": torchs_average,
+    "folded": lambda linear, norm: torch.nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval())}
 
 
 @pytest.mark.parametrize("exercise", [e for e in EXERCISES.values() if e.instead], ids=lambda exercise: exercise.name)
@@ -256,3 +276,19 @@ def test_a_seed_makes_the_same_inputs_and_leaves_no_trace(tmp_path):
 
 
 def test_raised_says_what(): assert str(Raised(ValueError("x"))) == "ValueError: x"
+
+
+def test_a_right_result_beside_a_changed_input_is_not_right():
+    def mirror(xb, yb):
+        mirrored = EXERCISES["mirror"].answer(xb, yb)
+        xb += 1
+        return mirrored
+    checked = EXERCISES["mirror"].check(mirror)
+    assert not checked.passed and "the batch that was given stays as it is" in str(checked), checked
+
+    def view(model, x, n):
+        out = EXERCISES["view"].answer(model, x, n)
+        x += 1
+        return out
+    checked = EXERCISES["view"].check(view)
+    assert not checked.passed and "changed a tensor that it was given" in str(checked), checked

@@ -69,7 +69,7 @@ def watch(answer, before, averages, _starts, _grads, **hypers):
     """What the calls of a stepper do to two weights, of which the second gets its first gradient late.
     before: hypers -> the steppers that come first, with what they take; averages: the names of those that they keep.
     """
-    weights, states, found = [nn.Parameter(start) for start in _starts], [{}, {}], {}
+    weights, states, found = [nn.Parameter(start.clone()) for start in _starts], [{}, {}], {}
     with torch.no_grad():
         for i, grads in enumerate(_grads, 1):
             for j, (p, grad, state) in enumerate(zip(weights, grads, states), 1):
@@ -87,7 +87,7 @@ def watch(answer, before, averages, _starts, _grads, **hypers):
 def torchs(opt_func, averages=(), **options):
     "The same calls by an optimizer of torch; averages: as in `watch`."
     def truth(_starts, _grads, lr, beta=.9, sqr_beta=.999, eps=1e-8):
-        weights, found = [nn.Parameter(start) for start in _starts], {}
+        weights, found = [nn.Parameter(start.clone()) for start in _starts], {}
         opt = opt_func(weights, lr=lr, betas=(beta, sqr_beta), eps=eps, **options)
         for i, grads in enumerate(_grads, 1):
             for p, grad in zip(weights, grads): p.grad = None if grad is None else grad.clone()

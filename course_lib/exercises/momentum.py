@@ -14,7 +14,7 @@ def watch(step, _starts, _grads, _rates, keeps=()):
 
     step: `(p, grad, state, lr)`. The memory of a gradient is used again for the next one, as PyTorch may do.
     """
-    ps, states, found = [nn.Parameter(start) for start in _starts], [{} for _ in _starts], {}
+    ps, states, found = [nn.Parameter(start.clone()) for start in _starts], [{} for _ in _starts], {}
     for p in ps: p.grad = torch.zeros_like(p)
     with torch.no_grad():
         for i, (grads, lr) in enumerate(zip(_grads, _rates), 1):

@@ -61,7 +61,7 @@ def steps_needed(a, b, share):
 
 def watch_stepper(answer, _start, _grads, **hypers):
     "What two calls of a stepper do to a parameter and its gradient, and what they return."
-    p, state, found = nn.Parameter(_start), {}, {}
+    p, state, found = nn.Parameter(_start.clone()), {}, {}
     with torch.no_grad():
         for i, grad in enumerate(_grads, 1):
             p.grad = grad.clone()
@@ -213,7 +213,7 @@ def go(p, grad, state, *, lr): p -= lr * grad
 
 def run_optimizer(answer, _starts, _targets, lr, beta):
     "Three steps on a sum of squares, with two weights that take part and one that does not."
-    ps = [nn.Parameter(start) for start in _starts]
+    ps = [nn.Parameter(start.clone()) for start in _starts]
     idle = nn.Parameter(torch.ones(2))
     calls, found = [], {}
 

@@ -41,7 +41,7 @@ def gradients(rng):
 
 
 def watch_clip(answer, networks, _p, _grad, **hypers):
-    p = nn.Parameter(_p)
+    p = nn.Parameter(_p.clone())
     p.grad = _grad
     with torch.no_grad(): returned = answer(p, p.grad, {}, **hypers)
     return {"what it returns": returned.clone() if isinstance(returned, torch.Tensor) else returned,
