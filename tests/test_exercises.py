@@ -291,4 +291,4 @@ def test_a_right_result_beside_a_changed_input_is_not_right():
         x += 1
         return out
     checked = EXERCISES["view"].check(view)
-    assert not checked.passed and "changed a tensor that it was given" in str(checked), checked
+    assert not checked.passed and "changed what it was given" in str(checked), checked

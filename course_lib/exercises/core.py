@@ -18,7 +18,7 @@ import torch
 
 from ..support.state import random_state, set_random_state
 
-CHANGED = "it has changed a tensor that it was given"
+CHANGED = "it has changed what it was given"
 LIMIT_S = 2  # of all an answer does in one check, where the platform can stop it: in the main thread of Linux and macOS
 
 
@@ -95,7 +95,7 @@ class Exercise:
                 given = copy.deepcopy(case)
                 try:
                     found.append(self.run(answer, **given))
-                    if not same(tensors_of(given), tensors_of(case), 0.): found[-1][CHANGED] = True
+                    if not same(plain(given), plain(case), 0.): found[-1][CHANGED] = True
                 except (Exception, SystemExit) as error:
                     found.append(Raised(error))
                     if isinstance(error, OutOfTime): break
@@ -114,12 +114,11 @@ class Exercise:
         return f"With {where} it comes to the right result, but {CHANGED}. Leave that as it is: work on a copy, or out of place."
 
 
-def tensors_of(given):
-    "The tensors of a case, those in its lists and tuples too, in order; a model's own are its exercise's business."
-    if isinstance(given, torch.Tensor): return [given]
-    if isinstance(given, dict): given = given.values()
-    elif not isinstance(given, list | tuple): return []
-    return [tensor for value in given for tensor in tensors_of(value)]
+def plain(given):
+    "A case with None for all but tensors, numbers and texts: what becomes of a model is its exercise's business."
+    if isinstance(given, dict): return {name: plain(value) for name, value in given.items()}
+    if isinstance(given, list | tuple): return [plain(value) for value in given]
+    return given if isinstance(given, torch.Tensor | int | float | str) else None
 
 
 def random_tensor(rng, *shape, dtype=torch.float32):
