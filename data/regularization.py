@@ -1,6 +1,6 @@
 """What is each idea of chapter 12 worth, and where does it cost? Writes data/results/regularization.json.
 
-    python data/regularization.py          about ten minutes on one core; MNIST must be on disk
+    python data/regularization.py [mnist] [digits]     some ten minutes for each on one core; MNIST must be on disk
 
 One network, and a deeper residual one, are trained to the end by SGD with momentum 0.9, always with the same batches. An
 idea's strength is the one of highest validation accuracy at the end, the mean of three seeds (100 to 102) that are used
@@ -8,6 +8,7 @@ for nothing else. With that strength seeds 0 to 19 draw other weights and masks,
 end, and at the check at which their own validation accuracy was highest (the first of these). Three sets: 1,500 labels of which
 40 % are wrong (of the embedded digits all 1,248), 100 right ones, and 12,000 right ones (of the digits 1,248).
 """
+import sys
 import time
 from functools import partial
 
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 
 from course_lib import SGD, SGDW, TensorLoader, digits, mnist, smooth_labels, soft_cross_entropy
 from course_lib.regularization import digit_net, residual_net, spoiled
-from course_lib.support.results import save_results
+from course_lib.support.files import embedded
+from course_lib.support.results import results, save_results
 from course_lib.sweeps import Sweep
 
 TRY_SEEDS, SEEDS, N_CLASSES = range(100, 103), range(20), 10
@@ -82,8 +84,8 @@ def measure(dls):
         if name != "few" and len(x) < 2000: options.update(n_steps=40 * len(train), every=len(train))
         found[name] = {"plain": run("plain", None, train, valid, SEEDS, test=test, **options)}
         for idea, strengths in STRENGTHS.items():
+            if idea in ("L2", "stochastic depth") and name != "noisy": continue
             if idea == "stochastic depth":
-                if name != "noisy": continue
                 found[name]["residual"] = run("residual", None, train, valid, SEEDS, test=test, **options)
             tried = [run(idea, strength, train, valid, TRY_SEEDS, **options) for strength in strengths]
             best = max(range(len(strengths)), key=lambda i: sum(tried[i]))
@@ -103,11 +105,13 @@ def measure(dls):
 
 def main():
     torch.set_num_threads(1)
-    start, found = time.perf_counter(), {}
-    for name, data in {"mnist": mnist, "digits": digits}.items():
+    start, data = time.perf_counter(), {"mnist": mnist, "digits": digits}
+    for name in sys.argv[1:] or data:
         sizes = {"n_train": 12_000, "n_valid": 1_000} if name == "mnist" else {}
-        found[name] = measure(data(batch_size=100, device="cpu", **sizes))
-    save_results("regularization", found, start, f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
+        found = measure(data[name](batch_size=100, device="cpu", **sizes))
+        others = results("regularization") if embedded("results/regularization.json").exists() else {}
+        save_results("regularization", {**{key: value for key, value in others.items() if key in data}, name: found},
+                     start, f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
 
 
 if __name__ == "__main__": main()
