@@ -106,7 +106,7 @@ def smallest_loss(n_classes, a):
 
 class MendedBlock(nn.Module):
     "A layer, its softmax, another layer; dropout after both, in training mode alone."
-    def __init__(self, width=16, p=.2):
+    def __init__(self, width, p):
         super().__init__()
         self.p, self.first, self.second = p, nn.Linear(width, width), nn.Linear(width, width)
 
@@ -123,7 +123,7 @@ def block_cases(rng):
     for width in rng.sample(range(5, 12), 2):
         weights = {f"{name}.{part}": random_tensor(rng, *shape) for name in ("first", "second")
                    for part, shape in (("weight", (width, width)), ("bias", (width,)))}
-        found.append({"_weights": weights, "_x": random_tensor(rng, 9, width), "_seed": rng.randrange(2 ** 40), "width": width,
+        found.append({"_weights": weights, "_x": random_tensor(rng, 3, 4, width), "_seed": rng.randrange(2 ** 40), "width": width,
                       "p": round(rng.uniform(.3, .7), 2)})
     return found
 
@@ -163,7 +163,7 @@ MENDED_BLOCK = Exercise(
     "12", MendedBlock, '''
 class MendedBlock(nn.Module):
     "A layer, its softmax, another layer; dropout after both, in training mode alone."
-    def __init__(self, width=16, p=.2):
+    def __init__(self, width, p):
         super().__init__()
         self.p, self.first, self.second = p, nn.Linear(width, width), nn.Linear(width, width)
 
@@ -204,26 +204,29 @@ class MyDropout(nn.Module):
 
 
 def dropout_cases(rng):
-    # Rounded to a tenth, 4,800 draws show p; never a half, where p and 1 − p are one.
-    return [{"_x": 1 + random_tensor(rng, 60, 80).abs(), "p": p} for p in (rng.choice((.2, .3)), rng.choice((.7, .8)), 1., 0.)]
+    # So many draws show p, rounded to a tenth; p and 1 − p differ in two of the cases.
+    shares = {"p": rng.choice((.2, .3))}, {"p": rng.choice((.7, .8))}, {"p": 1.}, {"p": 0.}, {}
+    return [{"_x": 1 + random_tensor(rng, 60, 80).abs(), **share} for share in shares]
 
 
-def look_at_dropout(answer, _x, p):
-    layer, before = answer(p), _x.clone()
+def look_at_dropout(answer, _x, **options):
+    layer, before, p = answer(**options), _x.clone(), options.get("p", .5)
     x = _x.requires_grad_(True)
     out = layer(x)
     masks = [out.detach() != 0, layer(x).detach() != 0]
     [grad] = torch.autograd.grad(out.sum(), x, allow_unused=True) if out.requires_grad else [None]
     scales = (out.detach() / before)[masks[0]]
-    found = {"NaN among the answers in training mode": bool(out.isnan().any()),
-             "the share that is dropped, to a tenth": round(1 - masks[0].float().mean().item(), 1),
+    varies = {"the mask differs within a row": (masks[0] != masks[0][:, :1]).any(),
+              "the mask differs from row to row": (masks[0] != masks[0][:1]).any(),
+              "the mask differs from call to call": (masks[0] != masks[1]).any()}
+    each = all(varies.values()) or p in (0., 1.)  # else there are too few draws to know p by
+    found = {**{name: bool(differs) for name, differs in varies.items()},
+             "NaN among the answers in training mode": bool(out.isnan().any()),
+             "the share that is dropped, to a tenth": round(1 - masks[0].float().mean().item(), 1) if each else 0.,
              "what the others are multiplied by": scales.mean().item() if len(scales) else 0.,
              "all of them by the same": bool(len(scales) == 0 or (scales.max() - scales.min()) < 1e-4),
              "the gradient": "none" if grad is None else "is 0 where x is dropped, else the same factor"
-             if torch.allclose(grad, out.detach() / before, atol=1e-5) else "is something else",
-             "what is left differs from value to value, from row to row and from call to call":
-             p in (0., 1.) or bool(0 < masks[0][0].float().mean() < 1 and 0 < masks[0][:, 0].float().mean() < 1
-                                   and (masks[0][0] != masks[0][1]).any() and (masks[0] != masks[1]).any())}
+             if torch.allclose(grad, out.detach() / before, atol=1e-5) else "is something else"}
     layer.eval()
     again = layer(x).detach()
     return found | {"in evaluation mode the answer is the input": torch.equal(again, before), "the input is as before": torch.equal(x.detach(), before),

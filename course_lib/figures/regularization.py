@@ -119,7 +119,7 @@ def forest_explorer(stored):
     ax.set_yticks(range(len(IDEAS), 0, -1), IDEAS)
     ax.set(ylim=(.4, len(IDEAS) + .6), xlabel="points of test accuracy more than without it")
     ax.grid(axis="y", visible=False)
-    fig.get_layout_engine().set(rect=(0, 0, .84, 1))
+    fig.get_layout_engine().set(rect=(0, 0, .79, 1))
     live = LiveFigure(fig, artists, alt="A row for each idea: a dot for the mean difference in test accuracy from the same "
                                         "network trained to the end without it, a bar for its 95 % interval, and a "
                                         "vertical line at zero. The bars lie on one side of zero, or across it.")
