@@ -2,11 +2,12 @@
 
     python data/regularization.py [mnist] [digits]     some ten minutes for each on one core; MNIST must be on disk
 
-One network, and a deeper residual one, are trained to the end by SGD with momentum 0.9, always with the same batches. An
-idea's strength is the one of highest validation accuracy at the end, the mean of three seeds (100 to 102) that are used
-for nothing else. With that strength seeds 0 to 19 draw other weights and masks, and are judged on test images: at the
-end, and at the check at which their own validation accuracy was highest (the first of these). Three sets: 1,500 labels of which
-40 % are wrong (of the embedded digits all 1,248), 100 right ones, and 12,000 right ones (of the digits 1,248).
+One network, and a deeper residual one, are trained to the end by SGD with momentum 0.9, always with the same batches.
+An idea's strength is the one of highest validation accuracy at the end, the mean of three seeds (100 to 102) that are
+used for nothing else. With that strength seeds 0 to 19 draw other weights and masks, and are judged on test images: at
+the end, and at the check at which their own validation accuracy was highest (the first of these). Three sets: 1,500
+labels of which 40 % are wrong (of the embedded digits all 1,248), 100 right ones, and 12,000 right ones (of the digits
+1,248).
 """
 import sys
 import time
@@ -39,7 +40,8 @@ def recipe(idea, strength=None):
     opt_func, rate = partial(SGD, lr=.02, momentum=.9), {}
     if idea == "L2": rate = {"weight_decay": [strength]}
     if idea == "weight decay": opt_func, rate = partial(SGDW, lr=.02, momentum=.9), {"weight_decay": [strength]}
-    if idea in ("residual", "stochastic depth"): return residual_net(strength or 0.), F.cross_entropy, partial(SGD, lr=.01, momentum=.9), rate
+    if idea in ("residual", "stochastic depth"):
+        return residual_net(strength or 0.), F.cross_entropy, partial(SGD, lr=.01, momentum=.9), rate
     model = digit_net(strength if idea == "dropout" else 0.)
     return model, smoothed(strength) if idea == "label smoothing" else F.cross_entropy, opt_func, rate
 
@@ -56,7 +58,9 @@ def right(model, state, part):
 
 
 def run(idea, strength, train, watch, seeds, n_steps, every, test=None):
-    "Accuracies on `watch` at each check, `[checks][seeds]`, and where there are test images, on these: at the end, and at the best check."
+    """Accuracies on `watch` at the end, `[seeds]`; where there are test images, a dict: on `watch` at each check, and
+    on the test images at the end and at the best check.
+    """
     model, loss_func, opt_func, rate = recipe(idea, strength)
     sweep, curve, best = Sweep(model, loss_func, opt_func, train, n_steps, {**rate, "seed": seeds}), [], {}
     state = lambda i: sweep.params(*[0] * len(rate), i)
@@ -67,10 +71,10 @@ def run(idea, strength, train, watch, seeds, n_steps, every, test=None):
         for i, share in enumerate(curve[-1]):
             if test is not None and share > best.get(i, (-1,))[0]: best[i] = share, len(curve), state(i)
     if test is None: return curve[-1]
+    at_end, n = [right(model, state(i), test) for i in range(len(seeds))], range(len(seeds))
     rounded = lambda shares: [round(share, 5) for share in shares]
-    return {"valid": [rounded(shares) for shares in curve], "test": rounded(right(model, state(i), test) for i in range(len(seeds))),
-            "stopped at": [best[i][1] for i in range(len(seeds))],
-            "test, stopped": rounded(right(model, best[i][2], test) for i in range(len(seeds)))}
+    return {"valid": [rounded(shares) for shares in curve], "test": rounded(at_end),
+            "stopped at": [best[i][1] for i in n], "test, stopped": rounded(right(model, best[i][2], test) for i in n)}
 
 
 def measure(dls):
@@ -89,17 +93,19 @@ def measure(dls):
                 found[name]["residual"] = run("residual", None, train, valid, SEEDS, test=test, **options)
             tried = [run(idea, strength, train, valid, TRY_SEEDS, **options) for strength in strengths]
             best = max(range(len(strengths)), key=lambda i: sum(tried[i]))
+            judge = lambda strength: run(idea, strength, train, valid, SEEDS, test=test, **options)
             found[name][idea] = {"strengths": strengths, "tried": tried, "strength": strengths[best],
-                                 **run(idea, strengths[best], train, valid, SEEDS, test=test, **options)}
+                                 **judge(strengths[best])}
             if name != "noisy":  # and with the strength that wrong labels asked for
-                found[name][f"{idea}, as for noisy"] = {"test": run(idea, found["noisy"][idea]["strength"], train, valid, SEEDS, test=test, **options)["test"]}
+                found[name][f"{idea}, as for noisy"] = {"test": judge(found["noisy"][idea]["strength"])["test"]}
             print(dls.name, name, idea, strengths[best], [round(sum(t) / len(t), 3) for t in tried], flush=True)
         if name == "noisy":  # what stopping costs: a fifth of the labels watch, wrong ones among them
             n = len(images) * 4 // 5
-            few, watch = loader(images[:n], targets[:n], 100), TensorLoader(images[n:], targets[n:], 500)
-            found[name]["own validation"] = run("plain", None, few, watch, SEEDS, test=test, n_steps=40 * len(few), every=len(few))
+            most, watch = loader(images[:n], targets[:n], 100), TensorLoader(images[n:], targets[n:], 500)
+            found[name]["own validation"] = run("plain", None, most, watch, SEEDS, 40 * len(most), len(most), test)
         for idea, runs in found[name].items():
-            print(dls.name, name, idea, *(f"{key} {sum(runs[key]) / 20:.4f}" for key in ("test", "test, stopped") if key in runs), flush=True)
+            means = [f"{key} {sum(runs[key]) / 20:.4f}" for key in ("test", "test, stopped") if key in runs]
+            print(dls.name, name, idea, *means, flush=True)
     return found
 
 
