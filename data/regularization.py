@@ -25,7 +25,7 @@ from course_lib.sweeps import Sweep
 TRY_SEEDS, SEEDS, N_CLASSES = range(100, 103), range(20), 10
 STRENGTHS = {"L2": [.003, .01, .03, .05, .07, .1], "weight decay": [.03, .1, .3, .5, .7, 1.],
              "dropout": [.2, .35, .5, .65, .8], "label smoothing": [.1, .3, .5, .7, .8, .9, .95],
-             "stochastic depth": [.3, .5, .7, .8, .9]}
+             "stochastic depth": [.3, .5, .7, .8, .9, .95]}
 SETS = {"noisy": {"batch_size": 100, "n_steps": 600, "every": 15},      # every so many steps they are judged
         "few": {"batch_size": 50, "n_steps": 400, "every": 20},
         "many": {"batch_size": 100, "n_steps": 600, "every": 60}}

@@ -80,7 +80,7 @@ def memory_explorer(dls, n_epochs=40, n_labels=1500):
                    dropout=widgets.FloatSlider(0., min=0, max=.8, step=.1))
 
 
-SETS = {"1,500 labels, 40 % of them wrong": "noisy", "100 labels, all right": "few", "many labels, all right": "many"}
+SETS = {"40 % of the labels wrong": "noisy", "100 labels, all right": "few", "many labels, all right": "many"}
 IDEAS = ["stopping early", "L2", "weight decay", "dropout", "label smoothing", "stochastic depth"]
 
 
