@@ -249,7 +249,8 @@ def test_the_memory_figure_trains_with_the_labels_it_says():
 @pytest.mark.parametrize("data", ["mnist", "digits"])
 def test_the_forest_shows_students_intervals_of_the_stored_runs(data):
     stored = results("regularization")[data]
-    for s, _ in drive(forest_explorer(stored), also=[40, 100]):
+    for s, _ in drive(forest_explorer(stored),
+                      also=lambda s: ["40 %", "100 labels", s["of"] - s["better"] - s["worse"]]):
         runs, tuned = stored[SETS[s["set"]]], s["strength"].startswith("tuned")
         for idea, mean in s["mean"].items():
             assert gains(runs, idea, tuned, s["seeds"]).mean == mean

@@ -138,24 +138,26 @@ def forest_explorer(stored):
         for idea, (at, line, dot, text) in rows.items():
             gain = gains(stored[name], idea, tuned, seeds)
             for artist in (line, dot): artist.set_visible(gain is not None)
-            text.set_text("not measured" if gain is None else f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]".replace("-", "−"))
+            text.set_text("not measured")
             if gain is None: continue
+            mean, low, high = (f"{round(value, 1) + 0.:+.1f}" for value in (gain.mean, gain.low, gain.high))  # no −0.0
+            text.set_text(f"{mean} [{low}, {high}]".replace("-", "−"))
             color = COLORS["blue"] if gain.low > 0 else COLORS["orange"] if gain.high < 0 else GHOST
             line.set_data([gain.low, gain.high], [at, at]), dot.set_data([gain.mean], [at])
             for artist in (line, dot): artist.set_color(color)
-            dot.set_marker("o" if gain.low > 0 else "X" if gain.high < 0 else "d")
+            dot.set_marker("o" if gain.low > 0 else "s" if gain.high < 0 else "d")
             state["mean"][idea], state["low"][idea], state["high"][idea] = gain.mean, gain.low, gain.high
         return state | {"better": sum(low > 0 for low in state["low"].values()),
                         "worse": sum(high < 0 for high in state["high"].values()), "of": len(state["mean"])}
 
     def words(s):
         best = max(s["mean"], key=s["mean"].get)
-        return (f"{s['set']}; strength {s['strength']}; {s['seeds']} seeds. Of {s['of']} ideas {s['better']} better for sure, "
-                f"{s['worse']} worse. First: {best}, {s['mean'][best]:+.1f} points.").replace("-", "−")
+        return (f"{s['set']}; strength {s['strength']}; {s['seeds']} seeds. Of {s['of']} ideas {s['better']} better, {s['worse']} "
+                f"worse, of {s['of'] - s['better'] - s['worse']} it cannot be told. First: {best}, {s['mean'][best]:+.1f} points.").replace("-", "−")
 
     layout = widgets.Layout(width="330px")
     return explore(run, live, words=words,
-                   caption="Live figure. Blue dots: better, the whole interval above zero. Orange crosses: worse. Gray "
+                   caption="Live figure. Blue dots: better, the whole interval above zero. Orange squares: worse. Gray "
                            "diamonds: these seeds cannot tell. Pull the seeds down to 3: which rows could still be told apart?",
                    labels=widgets.Dropdown(options=list(SETS), layout=layout),
                    strength=widgets.Dropdown(options=["tuned for these labels", "as for wrong labels"], layout=layout),
