@@ -122,7 +122,7 @@ TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
     "my_adam": torchs_stepper(torch.optim.Adam),
     "amsgrad_step": torchs_stepper(partial(torch.optim.Adam, amsgrad=True)),
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
-    "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps),
+    "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps), "MyDropout": torch.nn.Dropout,
     "average_grad_torch": torchs_buffer, "centered_step": torchs_centered, "adapted": torchs_average,
     "folded": lambda linear, norm: torch.nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval())}
 
