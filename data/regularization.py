@@ -7,7 +7,7 @@ An idea's strength is the one of highest validation accuracy at the end, the mea
 used for nothing else. With that strength seeds 0 to 19 draw other weights and masks, and are judged on test images: at
 the end, and at the check at which their own validation accuracy was highest (the first of these). Three sets: 1,500
 labels of which 40 % are wrong (of the embedded digits all 1,248), 100 right ones, and 12,000 right ones (of the digits
-1,248).
+1,248). What the file has already, with the same strengths, is kept.
 """
 import sys
 import time
@@ -23,7 +23,8 @@ from course_lib.support.results import results, save_results
 from course_lib.sweeps import Sweep
 
 TRY_SEEDS, SEEDS, N_CLASSES = range(100, 103), range(20), 10
-STRENGTHS = {"L2": [.003, .01, .03, .05, .07, .1], "weight decay": [.03, .1, .3, .5, .7, 1.],
+STRENGTHS = {"smaller rate": [.0005, .001, .002, .005, .01], "L2": [.003, .01, .03, .05, .07, .1],
+             "weight decay": [.03, .1, .3, .5, .7, 1.],
              "dropout": [.2, .35, .5, .65, .8], "label smoothing": [.1, .3, .5, .7, .8, .9, .95],
              "stochastic depth": [.3, .5, .7, .8, .9, .95]}
 SETS = {"noisy": {"batch_size": 100, "n_steps": 600, "every": 15},      # every so many steps they are judged
@@ -38,6 +39,7 @@ def smoothed(a):
 def recipe(idea, strength=None):
     "Model, loss function, optimizer and what else is on the grid."
     opt_func, rate = partial(SGD, lr=.02, momentum=.9), {}
+    if idea == "smaller rate": opt_func = partial(SGD, lr=strength, momentum=.9)
     if idea == "L2": rate = {"weight_decay": [strength]}
     if idea == "weight decay": opt_func, rate = partial(SGDW, lr=.02, momentum=.9), {"weight_decay": [strength]}
     if idea in ("residual", "stochastic depth"):
@@ -77,18 +79,20 @@ def run(idea, strength, train, watch, seeds, n_steps, every, test=None):
             "stopped at": [best[i][1] for i in n], "test, stopped": rounded(right(model, best[i][2], test) for i in n)}
 
 
-def measure(dls):
+def measure(dls, found):
+    "Adds to `found` what it lacks, and returns it."
     x, y, valid = dls.train.x, dls.train.y, dls.valid
     test = TensorLoader(dls.test.x[:5000], dls.test.y[:5000], 5000)
     data = {"noisy": (x[:1500], spoiled(y[:1500], .4)), "few": (x[:100], y[:100]), "many": (x, y)}
-    found = {}
     for name, (images, targets) in data.items():
         options = dict(SETS[name])
         train = loader(images, targets, options.pop("batch_size"))
         if name != "few" and len(x) < 2000: options.update(n_steps=40 * len(train), every=len(train))
-        found[name] = {"plain": run("plain", None, train, valid, SEEDS, test=test, **options)}
+        found.setdefault(name, {})
+        if "plain" not in found[name]: found[name]["plain"] = run("plain", None, train, valid, SEEDS, test=test, **options)
         for idea, strengths in STRENGTHS.items():
-            if idea in ("L2", "stochastic depth") and name != "noisy": continue
+            if idea in ("smaller rate", "L2", "stochastic depth") and name != "noisy": continue
+            if found[name].get(idea, {}).get("strengths") == strengths: continue
             if idea == "stochastic depth":
                 found[name]["residual"] = run("residual", None, train, valid, SEEDS, test=test, **options)
             tried = [run(idea, strength, train, valid, TRY_SEEDS, **options) for strength in strengths]
@@ -99,7 +103,7 @@ def measure(dls):
             if name != "noisy":  # and with the strength that wrong labels asked for
                 found[name][f"{idea}, as for noisy"] = {"test": judge(found["noisy"][idea]["strength"])["test"]}
             print(dls.name, name, idea, strengths[best], [round(sum(t) / len(t), 3) for t in tried], flush=True)
-        if name == "noisy":  # what stopping costs: a fifth of the labels watch, wrong ones among them
+        if name == "noisy" and "own validation" not in found[name]:  # what stopping costs: a fifth of the labels watch, wrong ones among them
             n = len(images) * 4 // 5
             most, watch = loader(images[:n], targets[:n], 100), TensorLoader(images[n:], targets[n:], 500)
             found[name]["own validation"] = run("plain", None, most, watch, SEEDS, 40 * len(most), len(most), test)
@@ -114,10 +118,11 @@ def main():
     start, data = time.perf_counter(), {"mnist": mnist, "digits": digits}
     for name in sys.argv[1:] or data:
         sizes = {"n_train": 12_000, "n_valid": 1_000} if name == "mnist" else {}
-        found = measure(data[name](batch_size=100, device="cpu", **sizes))
-        others = results("regularization") if embedded("results/regularization.json").exists() else {}
-        save_results("regularization", {**{key: value for key, value in others.items() if key in data}, name: found},
-                     start, f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
+        stored = results("regularization") if embedded("results/regularization.json").exists() else {}
+        stored = {key: value for key, value in stored.items() if key in data}
+        found = measure(data[name](batch_size=100, device="cpu", **sizes), stored.get(name, {}))
+        save_results("regularization", {**stored, name: found}, start,
+                     f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
 
 
 if __name__ == "__main__": main()

@@ -28,10 +28,11 @@ def memory_explorer(dls, n_epochs=40, n_labels=1500):
     fig = Figure(figsize=(9, 4.2))
     ax = fig.subplots()
     [heart] = ax.plot([], [], ls=":", lw=2, color=GHOST, label="share of right labels")
-    [stop] = ax.plot([], [], ls="-.", lw=1.5, color=INK, label="here to stop")
+    [stop] = ax.plot([], [], ls="-.", lw=1.5, color=INK, label="stop here")
     [on_labels] = ax.plot([], [], ls="--", color=COLORS["orange"], label="on its own labels, wrong ones too")
     [on_valid] = ax.plot([], [], ls="-", lw=2.5, color=COLORS["blue"], label="on validation images")
-    ax.set(xlim=(0, n_epochs), ylim=(0, 102), xlabel="epoch", ylabel="accuracy (%)")
+    ax.set(xlim=(0, n_epochs), ylim=(0, 102), xlabel="epoch", ylabel="accuracy (%)",
+           title="When has it learned enough?")
     ax.legend(loc="lower right", frameon=True, framealpha=.9, edgecolor="none")
     live = LiveFigure(fig, [heart, stop, on_labels, on_valid],
                       alt="Accuracy by epoch: on the labels that the network is trained with, some of them wrong, and on "
@@ -74,14 +75,14 @@ def memory_explorer(dls, n_epochs=40, n_labels=1500):
                 f"on its own labels, {s['valid']:.0%} on validation images (highest: {s['best']:.0%}, epoch {s['best_epoch']}).")
 
     return explore(run, live, words=words,
-                   caption="Live figure. What lies above the dotted line can only be wrong labels, learned by heart. Where "
-                           "does validation turn, and when does the dashed line pass the dotted one?",
+                   caption="Live figure. What exceeds the dotted line must be wrong labels: there are no more right ones. "
+                           "Where does validation turn, and when does the dashed line pass the dotted one?",
                    noise=widgets.FloatSlider(.4, min=0, max=.8, step=.1, readout_format=".0%"),
                    dropout=widgets.FloatSlider(0., min=0, max=.8, step=.1))
 
 
 SETS = {"40 % of the labels wrong": "noisy", "100 labels, all right": "few", "many labels, all right": "many"}
-IDEAS = ["stopping early", "L2", "weight decay", "dropout", "label smoothing", "stochastic depth"]
+IDEAS = ["stopping early", "smaller rate", "L2", "weight decay", "dropout", "label smoothing", "stochastic depth"]
 
 
 def gains(runs, idea, tuned=True, n_seeds=20):
@@ -98,6 +99,27 @@ def gains(runs, idea, tuned=True, n_seeds=20):
     return paired(*(100 * torch.tensor(side[:n_seeds], dtype=torch.float64) for side in (runs[name][column], plain)))
 
 
+def grid_table(runs, *ideas):
+    "Lines of text: for each idea the strengths tried, the mean accuracy of each on validation images in %, a star at the best."
+    lines = []
+    for idea in ideas:
+        run = runs[idea]
+        lines.append(f"{idea:18}" + "  ".join(f"{strength:g}: {100 * sum(tried) / len(tried):.1f}" + "*" * (strength == run["strength"])
+                                              for strength, tried in zip(run["strengths"], run["tried"])))
+    return "\n".join(lines)
+
+
+def gains_table(stored, name, tuned=True):
+    "Lines of text: for each idea measured on the set `name` its strength and its gain, with a star where the interval is off zero."
+    lines = []
+    for idea in IDEAS:
+        if (gain := gains(stored[name], idea, tuned)) is None: continue
+        strength = stored[name if tuned else "noisy"].get(idea, {}).get("strength", "")
+        lines.append(f"    {idea:16}{strength:5} {gain.mean:+5.1f} [{gain.low:+.1f}, {gain.high:+.1f}]".replace("-", "−")
+                     + " *" * (gain.low > 0 or gain.high < 0))
+    return "\n".join(lines)
+
+
 @styled
 def forest_explorer(stored):
     """A forest plot: what each idea adds, with intervals over paired seeds, by set of labels, strength and number of
@@ -106,18 +128,21 @@ def forest_explorer(stored):
     `.state`: set, strength, seeds, `mean`, `low`, `high`: dicts by idea, in points of test accuracy; better, worse: how
     many intervals lie above zero, and below.
     """
-    fig = Figure(figsize=(10, 4))
+    fig = Figure(figsize=(10, 4.6))
     ax, rows, artists = fig.subplots(), {}, []
     ax.axvline(0, color=INK, lw=1)
     for place, idea in enumerate(IDEAS):
         at = len(IDEAS) - place
-        [line] = ax.plot([], [], lw=3, ls="-", solid_capstyle="butt", color=COLORS["blue"])
-        [dot] = ax.plot([], [], marker="o", ms=8, ls="", color=COLORS["blue"])
+        [line] = ax.plot([], [], lw=4, ls="-", solid_capstyle="butt", color=COLORS["blue"])
+        [dot] = ax.plot([], [], marker="o", ms=6, ls="", color=COLORS["blue"])
         text = ax.text(1.01, at, "", va="center", transform=ax.get_yaxis_transform(), fontsize=11)
         rows[idea] = at, line, dot, text
         artists += [line, dot, text]
     ax.set_yticks(range(len(IDEAS), 0, -1), IDEAS)
     ax.set(ylim=(.4, len(IDEAS) + .6), xlabel="points of test accuracy more than without it")
+    for marker, color, label in (("o", COLORS["blue"], "better"), ("s", COLORS["orange"], "worse"), ("d", GHOST, "cannot tell")):
+        ax.plot([], [], marker=marker, ms=6, ls="", color=color, label=label)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
     ax.grid(axis="y", visible=False)
     fig.get_layout_engine().set(rect=(0, 0, .79, 1))
     live = LiveFigure(fig, artists, alt="A row for each idea: a dot for the mean difference in test accuracy from the same "
@@ -158,7 +183,7 @@ def forest_explorer(stored):
     layout = widgets.Layout(width="330px")
     return explore(run, live, words=words,
                    caption="Live figure. Blue dots: better, the whole interval above zero. Orange squares: worse. Gray "
-                           "diamonds: these seeds cannot tell. Pull the seeds down to 3: which rows could still be told apart?",
+                           "diamonds: these seeds cannot tell. Pull the seeds down to 3: which rows can still be told from zero?",
                    labels=widgets.Dropdown(options=list(SETS), layout=layout),
                    strength=widgets.Dropdown(options=["tuned for these labels", "as for wrong labels"], layout=layout),
                    seeds=widgets.IntSlider(20, 2, 20))
