@@ -115,7 +115,8 @@ def gains_table(stored, name, tuned=True):
     for idea in IDEAS:
         if (gain := gains(stored[name], idea, tuned)) is None: continue
         strength = stored[name if tuned else "noisy"].get(idea, {}).get("strength", "")
-        lines.append(f"    {idea:16}{strength:5} {gain.mean:+5.1f} [{gain.low:+.1f}, {gain.high:+.1f}]".replace("-", "−")
+        mean, low, high = (f"{round(value, 1) + 0.:+.1f}" for value in (gain.mean, gain.low, gain.high))  # no −0.0
+        lines.append(f"    {idea:16}{strength:5} {mean:>5} [{low}, {high}]".replace("-", "−")
                      + " *" * (gain.low > 0 or gain.high < 0))
     return "\n".join(lines)
 
