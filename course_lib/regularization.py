@@ -50,7 +50,7 @@ def drop(x, p, shape):
     "x with a mask of that shape: 0 with probability p, the rest divided by 1 − p."
     mask = torch.bernoulli(torch.empty(shape, dtype=x.dtype, device=x.device), 1 - p)
     scale = 1 / (1 - p) if p < 1 else 0.                          # 0 / 0 would be NaN
-    return (x * scale).masked_fill(mask == 0, 0)
+    return (x * scale).masked_fill(mask == 0, 0)                  # ∞ · 0 would be NaN, too
 
 class Dropout(CheckedDropout):
     """Each value becomes 0 with probability p, in training alone; the others are divided by 1 − p
@@ -79,8 +79,8 @@ def soft_cross_entropy(logits, targets):
 
 # %% ../nbs/12_regularization.ipynb #12c0003b
 class DropPath(CheckedDropout):
-    """Stochastic depth (Huang et al., 2016): each row of a batch `[B, ...]` becomes 0 with
-    probability p, in training alone; the others are divided by 1 − p.
+    """Stochastic depth (after Huang et al., 2016), row by row: each row of a batch `[B, ...]`
+    becomes 0 with probability p, in training alone; the others are divided by 1 − p.
     As `torchvision.ops.StochasticDepth(p, "row")`; `ValueError` for a p outside of [0, 1].
     """
     def __init__(self, p=0.): super().__init__(p)
