@@ -88,8 +88,7 @@ def measure(dls, found):
         options = dict(SETS[name])
         train = loader(images, targets, options.pop("batch_size"))
         if name != "few" and len(x) < 2000: options.update(n_steps=40 * len(train), every=len(train))
-        found.setdefault(name, {})
-        if "plain" not in found[name]: found[name]["plain"] = run("plain", None, train, valid, SEEDS, test=test, **options)
+        if name not in found: found[name] = {"plain": run("plain", None, train, valid, SEEDS, test=test, **options)}
         for idea, strengths in STRENGTHS.items():
             if idea in ("smaller rate", "L2", "stochastic depth") and name != "noisy": continue
             if found[name].get(idea, {}).get("strengths") == strengths: continue
@@ -103,7 +102,8 @@ def measure(dls, found):
             if name != "noisy":  # and with the strength that wrong labels asked for
                 found[name][f"{idea}, as for noisy"] = {"test": judge(found["noisy"][idea]["strength"])["test"]}
             print(dls.name, name, idea, strengths[best], [round(sum(t) / len(t), 3) for t in tried], flush=True)
-        if name == "noisy" and "own validation" not in found[name]:  # what stopping costs: a fifth of the labels watch, wrong ones among them
+        if name == "noisy" and "own validation" not in found[name]:
+            # What stopping costs: a fifth of the labels watch, wrong ones among them.
             n = len(images) * 4 // 5
             most, watch = loader(images[:n], targets[:n], 100), TensorLoader(images[n:], targets[n:], 500)
             found[name]["own validation"] = run("plain", None, most, watch, SEEDS, 40 * len(most), len(most), test)
