@@ -162,6 +162,12 @@ def test_an_answer_that_raises_or_never_ends_gets_a_sentence():
     assert not check(raises(SystemExit())).passed
     assert "endless loop" in str(check(named("sign_step", endless)))
 
+    def stubborn(p, grad, state, *, lr):
+        while True:
+            try: endless(p, grad, state, lr=lr)
+            except Exception: pass
+    assert "endless loop" in str(check(named("sign_step", stubborn)))
+
 
 def test_a_check_leaves_the_world_alone(capsys):
     def noisy(p, grad, state, *, lr):
