@@ -23,8 +23,9 @@ def per_image(name, value, x, low=-math.inf, high=math.inf):
         if value.shape not in ((), (n,)) or value.dtype is torch.bool or value.is_complex():
             raise ValueError(f"{name}: expected a number, or a tensor [{n}] with one for each image; got {value.dtype} "
                              f"{list(value.shape)}.")
-        if value.device.type == "cpu" and not bool((value.isfinite() & (value >= low) & (value <= high)).all()):
-            refuse(name, bounds, value)
+        if value.device.type == "cpu" and value.numel():
+            least, most = (v.item() for v in value.aminmax())
+            if not low <= least <= most <= high or math.isinf(most - least): refuse(name, bounds, value)
         return value.to(x.device, x.dtype).expand(n).view(n, 1, 1, 1)
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not low <= value <= high: refuse(name, bounds, value)

@@ -63,16 +63,15 @@ def adjust_saturation(x, factor):
 def adjust_hue(x, factor):
     "Turn every pixel's hue by that share of the colour circle: by a third, red becomes green. Gray stays."
     if x.shape[1] == 1: return x.clone()
-    red, green, blue = x.split(1, 1)
-    high, low = torch.maximum(red, green).maximum(blue), torch.minimum(red, green).minimum(blue)
-    chroma, is_red, is_green = high - low, red == high, green == high
-    # the hue lies near the strongest colour (red 0, green ⅓, blue ⅔), off towards the stronger of the other two
-    off = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
-    hue = off.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny)).div_(6)
-    hue.add_(torch.where(is_red, 0., torch.where(is_green, 1 / 3, 2 / 3)).to(x.dtype)).add_(factor + 1)
-    # each channel is at its highest where the hue is its own colour, at its lowest on the other side of the circle
-    circle = torch.cat([hue, hue + 2 / 3, hue + 1 / 3], 1).frac_()
-    return torch.addcmul(low, circle.mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1), chroma)
+    (red, green, blue), high, low = x.split(1, 1), x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    chroma = high - low
+    # with lowest 0 and highest 1 the hue is 1 + green + blue - red sixths away from red, to the side of green or of blue
+    away = (green + blue).sub_(red).sub_(low)
+    hue = torch.addcdiv(x.new_tensor(1 / 6), away, chroma.clamp(min=torch.finfo(x.dtype).tiny), value=1 / 6)
+    hue.copysign_(green - blue).add_(factor)
+    # a channel is highest up to a sixth of the circle from its own colour, lowest from a third on, between on a line
+    far = (hue + x.new_tensor([2.5, 2.5 - 1 / 3, 2.5 + 1 / 3]).view(3, 1, 1)).frac_().sub_(.5).abs_().clamp_(1 / 6, 1 / 3)
+    return torch.addcmul(high + chroma, far, chroma, value=-6)
 
 
 @image_op(channels=ONE_OR_THREE, factor=FACTOR)
@@ -121,22 +120,23 @@ def equalize(x):
     return torch.where(step > 0, table.gather(2, levels), levels).view_as(x).to(x.dtype).div_(255)
 
 
-def _gaussian(kernel_size, sigma):
-    "Weights `[kernel_size, n, 1, 1, 1]` that sum to 1."
+def _blur_matrices(size, kernel_size, sigma):
+    """Matrices `[n, size, size]` that smooth along one axis of that size, by weights that sum to 1. Beyond the border
+    the image goes on as in a mirror."""
     places = torch.arange(kernel_size, device=sigma.device, dtype=sigma.dtype) - (kernel_size - 1) / 2
-    return (-(places.view(-1, 1, 1, 1, 1) / sigma) ** 2 / 2).softmax(0)
+    weights = (-(places / sigma.view(-1, 1)) ** 2 / 2).softmax(1)
+    mirrored = F.pad(torch.eye(size, device=sigma.device, dtype=sigma.dtype)[None], [kernel_size // 2] * 2, mode="reflect")
+    return torch.tensordot(weights, mirrored[0].unfold(1, size, 1), [[1], [1]]).mT
 
 
 @image_op(sigma=(1e-6, math.inf))
 def gaussian_blur(x, kernel_size, sigma):
-    """Smooth over `kernel_size` × `kernel_size` pixels with a bell curve of width sigma, in pixels. The image goes on
-    as in a mirror. kernel_size: odd, less than twice the image's sides. Any range of values and number of channels.
+    """Smooth over `kernel_size` × `kernel_size` pixels with a bell curve of width sigma, in pixels; any range of values
+    and number of channels. kernel_size: odd, less than twice the image's sides.
     """
     kernel_size, (height, width) = whole_number("kernel_size", kernel_size, at_least=1), x.shape[2:]
     if kernel_size % 2 == 0 or kernel_size // 2 >= min(height, width):
         raise ValueError(f"kernel_size must be odd and below {2 * min(height, width)} for images of {height} × {width} "
                          f"pixels, not {kernel_size}.")
-    x = F.pad(x, [kernel_size // 2] * 4, mode="reflect")
-    weights = _gaussian(kernel_size, sigma)
-    x = sum(weight * x[..., i:i + width] for i, weight in enumerate(weights))  # along x, then along y
-    return sum(weight * x[:, :, i:i + height] for i, weight in enumerate(weights))
+    along_y, along_x = (_blur_matrices(size, kernel_size, sigma)[:, None] for size in (height, width))
+    return along_y @ x @ along_x.mT
