@@ -8,28 +8,29 @@ import torch
 import torch.nn.functional as F
 
 from .arguments import images, refuse
-from .checks import counted, shorten
+from .checks import counted, shorten, whole_number
 
 
-def per_image(name, value, x, low=-math.inf, high=math.inf):
+def per_image(name, value, x, low=-math.inf, high=math.inf, dtype=None):
     """`value` as `[n, 1, 1, 1]`, beside the n images of x: a number for all of them, or a tensor `[n]`, one for each.
 
-    Raises `ValueError` for other shapes and for what is not from low to high. Values that lie on a GPU already are not
+    dtype: by default that of x. Raises `ValueError` for other shapes and for what is not from low to high. Values that lie on a GPU already are not
     looked at: the processor would have to wait for them.
     """
     n = len(x)
-    bounds = f"from {low:g} to {high:g}" if high < math.inf else f"finite and at least {low:g}" if low > -math.inf else "finite"
+    at_least = f"finite and at least {low:g}" if low > -math.inf else "finite"
+    bounds = f"from {low:g} to {high:g}" if high < math.inf else at_least
     if isinstance(value, torch.Tensor):
         if value.shape not in ((), (n,)) or value.dtype is torch.bool or value.is_complex():
             raise ValueError(f"{name}: expected a number, or a tensor [{n}] with one for each image; got {value.dtype} "
                              f"{list(value.shape)}.")
         if value.device.type == "cpu" and value.numel():
             least, most = (v.item() for v in value.aminmax())
-            if not low <= least <= most <= high or math.isinf(most - least): refuse(name, bounds, value)
-        return value.to(x.device, x.dtype).expand(n).view(n, 1, 1, 1)
+            if not low <= least <= most <= high or not math.isfinite(least + most): refuse(name, bounds, value)
+        return value.to(x.device, dtype or x.dtype).expand(n).view(n, 1, 1, 1)
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not low <= value <= high: refuse(name, bounds, value)
-    return x.new_full((n, 1, 1, 1), value)
+    return x.new_full((n, 1, 1, 1), value, dtype=dtype or x.dtype)
 
 
 ANY, ONE_OR_THREE = (-math.inf, math.inf), (1, 3)
@@ -107,3 +108,12 @@ def both_sides(name, value, middle=0., low=-math.inf, high=math.inf):
         limits = f" within [{low:g}, {high:g}]" if low > -math.inf else ""
         refuse(name, f"a number from 0 on, or a pair low ≤ high{limits}", value)
     return tuple(value)
+
+
+def whole_from_0(name, value): return whole_number(name, value, at_least=0)
+
+
+def odd(name, value):
+    "`value` as an int; `ValueError` unless it is an odd whole number from 1 on."
+    if whole_number(name, value, at_least=1) % 2 == 0: refuse(name, "odd", value)
+    return int(value)

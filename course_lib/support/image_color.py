@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .arguments import refuse
 from .augmentation import ONE_OR_THREE, image_op
 from .checks import whole_number
 
@@ -87,15 +88,16 @@ def adjust_sharpness(x, factor):
 
 @image_op(channels=ONE_OR_THREE, bits=(0, 8))
 def posterize(x, bits):
-    "Round down to 2 ** bits levels: k / 2 ** bits."
-    levels = bits.trunc().exp2()
+    "Round down to 2 ** bits levels, k / 2 ** bits; bits: whole."
+    if bits.device.type == "cpu" and bits.frac().any(): refuse("bits", "whole, from 0 to 8", bits.flatten())
+    levels = bits.exp2()
     return (x * levels).floor_().clamp_(min=0).minimum(levels - 1).div_(levels)
 
 
 @image_op(channels=ONE_OR_THREE, threshold=SHARE)
 def solarize(x, threshold):
     "The negative where x is at least the threshold."
-    return torch.where(x >= threshold, 1 - x, x)
+    return (x - (x >= threshold).to(x.dtype)).abs_()  # |x - 1| or |x|: faster than a choice
 
 
 @image_op(channels=ONE_OR_THREE)

@@ -7,19 +7,24 @@ Equal, image by image, to torchvision's `transforms.v2.functional` with bilinear
 import torch
 import torch.nn.functional as F
 
-from .arguments import checked, finite, images
-from .augmentation import ANY, image_op
+from .arguments import checked, finite
+from .augmentation import ANY, image_op, per_image
 from .checks import whole_number
 from .data import pixel_positions
+
+
+def sample(x, grid, fill):
+    "The images at the places `[n, 2, height, width]` (right, down), in units in which the image reaches from -1 to 1."
+    grid = grid.permute(0, 2, 3, 1)
+    if not fill: return F.grid_sample(x, grid, align_corners=False)
+    return F.grid_sample(x - fill, grid, align_corners=False).add_(fill)
 
 
 def warp(x, maps, fill=0.):
     "The images seen through maps `[n, 2, 3]` from new positions to old ones, in pixels from the centre (right, down)."
     n, _, height, width = x.shape
     positions, unit = pixel_positions(height, width, x.device, x.dtype)
-    grid = ((maps * unit).view(2 * n, 3) @ positions).view(n, 2, height, width).permute(0, 2, 3, 1)
-    if not fill: return F.grid_sample(x, grid, align_corners=False)
-    return F.grid_sample(x - fill, grid, align_corners=False).add_(fill)
+    return sample(x, ((maps * unit).view(2 * n, 3) @ positions).view(n, 2, height, width), fill)
 
 
 def _maps(*entries):
@@ -87,11 +92,11 @@ def perspective(x, startpoints, endpoints, fill=0.):
     """
     n, _, height, width = x.shape
     maps = homography(_points("startpoints", startpoints, x), _points("endpoints", endpoints, x)).to(x.dtype)
-    columns, rows = (torch.arange(m, device=x.device, dtype=x.dtype) + .5 for m in (width, height))
-    positions = torch.stack([columns.repeat(height), rows.repeat_interleave(width), columns.new_ones(height * width)])
-    right, down, depth = (maps.reshape(3 * n, 3) @ positions).view(n, 3, -1).unbind(1)
-    grid = torch.stack([right / depth * (2 / width) - 1, down / depth * (2 / height) - 1], 2)
-    return F.grid_sample(x - fill, grid.view(n, height, width, 2), align_corners=False).add_(fill)
+    positions, unit = pixel_positions(height, width, x.device, x.dtype)
+    positions = positions + positions.new_tensor([[width / 2], [height / 2], [0]])  # from the corner
+    places = (maps.view(3 * n, 3) @ positions).view(n, 3, -1)
+    grid = (places[:, :2] / places[:, 2:]).mul_(unit).sub_(1)
+    return sample(x, grid.view(n, 2, height, width), fill)
 
 
 @image_op()
@@ -103,16 +108,19 @@ def hflip(x, which=None):
     return torch.where(which.view(-1, 1, 1, 1), x.flip(3), x)
 
 
-@image_op(top=ANY, left=ANY)
+@image_op()
 def crop(x, top, left, height, width):
     "The box of `height` × `width` pixels whose first pixel is in row `top` and column `left` of each image."
     height, width = whole_number("height", height, at_least=1), whole_number("width", width, at_least=1)
-    windows = x.unfold(2, height, 1).unfold(3, width, 1) if height <= x.shape[2] and width <= x.shape[3] else None
-    top, left = top.flatten().long(), left.flatten().long()
-    if windows is None or x.device.type == "cpu" and len(x) and not (
-            min(top.min(), left.min()) >= 0 and top.max() < windows.shape[2] and left.max() < windows.shape[3]):
-        raise ValueError(f"A box of {height} × {width} pixels reaches beyond images of {x.shape[2]} × {x.shape[3]}.")
+    rows, columns = x.shape[2] - height, x.shape[3] - width
+    if min(rows, columns) < 0:
+        raise ValueError(f"A box of {height} × {width} pixels does not fit in images of {x.shape[2]} × {x.shape[3]}.")
+    top, left = _pixels("top", top, x, 0, rows).flatten(), _pixels("left", left, x, 0, columns).flatten()
+    windows = x.unfold(2, height, 1).unfold(3, width, 1)  # [n, channels, top, left, height, width], without a copy
     return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def _pixels(name, value, x, *limits): return per_image(name, value, x, *limits, dtype=torch.long)
 
 
 def box(x, top, left, height, width):
@@ -123,7 +131,9 @@ def box(x, top, left, height, width):
 
 
 @checked(value=finite)
-@image_op(top=ANY, left=ANY, height=ANY, width=ANY)
+@image_op()
 def erase(x, top, left, height, width, value=0.):
-    "Write `value` into a box of each image; what of it lies outside of the image does nothing."
+    "Write `value` into a box of each image; what of the box lies outside of the image does nothing."
+    top, left = _pixels("top", top, x), _pixels("left", left, x)
+    height, width = _pixels("height", height, x, 0), _pixels("width", width, x, 0)
     return x.masked_fill(box(x, top, left, height, width), value)

@@ -2,9 +2,9 @@
 import torch
 import torch.nn.functional as F
 
-from .arguments import a_share, above_0, at_least_0, checked, finite, images
-from .augmentation import BatchTransform, beta_draw, both_sides, happens, soft_targets, uniform
-from .checks import positive_int, whole_number
+from .arguments import a_number, a_share, above_0, at_least_0, checked, finite, images
+from .augmentation import BatchTransform, beta_draw, both_sides, happens, odd, soft_targets, uniform, whole_from_0
+from .checks import positive_int
 from .image_color import (
     adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, adjust_sharpness, autocontrast, equalize,
     gaussian_blur, grayscale, posterize, solarize)
@@ -21,7 +21,7 @@ class Flip(BatchTransform):
 
 class RandomCrop(BatchTransform):
     "Put `padding` pixels around each image and cut an image of the old size out of that, anywhere."
-    @checked(padding=positive_int, fill=finite)
+    @checked(padding=whole_from_0, fill=finite)
     def __init__(self, padding, fill=0.): self.padding, self.fill = padding, fill
 
     def __call__(self, xb, yb):
@@ -39,6 +39,11 @@ class Rotate(BatchTransform):
     def __call__(self, xb, yb): return rotate(xb, uniform(xb, *self.degrees), self.fill), yb
 
 
+ADJUST = {    # name -> function, and the amount that changes nothing
+    "brightness": (adjust_brightness, 1), "contrast": (adjust_contrast, 1),
+    "saturation": (adjust_saturation, 1), "hue": (adjust_hue, 0)}
+
+
 class ColorJitter(BatchTransform):
     """Each image with its own brightness, contrast, saturation and hue, in an order drawn for each batch.
 
@@ -51,11 +56,10 @@ class ColorJitter(BatchTransform):
         self.hue = both_sides("hue", hue, low=-.5, high=.5)
 
     def __call__(self, xb, yb):
-        steps = [(adjust_brightness, self.brightness), (adjust_contrast, self.contrast),
-                 (adjust_saturation, self.saturation), (adjust_hue, self.hue)]
-        for i in torch.randperm(4).tolist():
-            adjust, (low, high) = steps[i]
-            if low < high or low not in (0, 1): xb = adjust(xb, uniform(xb, low, high))
+        steps = [(*step, getattr(self, name)) for name, step in ADJUST.items()]
+        for i in torch.randperm(4).tolist():    # on the CPU: Python has to know what comes next
+            adjust, neutral, limits = steps[i]
+            if limits != (neutral, neutral): xb = adjust(xb, uniform(xb, *limits))
         return xb, yb
 
 
@@ -83,7 +87,7 @@ class Grayscale(BatchTransform):
 
 class GaussianBlur(BatchTransform):
     "Smooth each image with a width of its own, from `sigma`, a pair (low, high) of pixels."
-    @checked(kernel_size=positive_int)
+    @checked(kernel_size=odd)
     def __init__(self, kernel_size=3, sigma=(.1, 2.)):
         self.kernel_size, self.sigma = kernel_size, both_sides("sigma", sigma, low=1e-6)
 
@@ -114,8 +118,10 @@ class Cutout(BatchTransform):
     def __init__(self, size, n_holes=1, fill=0.): self.size, self.n_holes, self.fill = size, n_holes, fill
 
     def __call__(self, xb, yb):
+        sides = images("xb", xb).shape[2:]
         for _ in range(self.n_holes):
-            top, left = (torch.randint(m, (len(xb),), device=xb.device) - self.size // 2 for m in xb.shape[2:])
+            middle = [torch.randint(side, (len(xb),), device=xb.device) for side in sides]
+            top, left = (place - self.size // 2 for place in middle)
             xb = erase(xb, top, left, self.size, self.size, self.fill)
         return xb, yb
 
@@ -173,9 +179,8 @@ class RandAugment(BatchTransform):
 
     magnitude: from 0 to 30; about half of the operations that have two directions go the other way.
     """
-    def __init__(self, n=2, magnitude=9):
-        self.n, self.magnitude = whole_number("n", n, at_least=0), whole_number("magnitude", magnitude, at_least=0)
-        if magnitude > 30: raise ValueError(f"magnitude must be from 0 to 30, not {magnitude}.")
+    @checked(n=whole_from_0, magnitude=a_number("from 0 to 30", lambda m: 0 <= m <= 30))
+    def __init__(self, n=2, magnitude=9): self.n, self.magnitude = n, magnitude
 
     def __call__(self, xb, yb):
         for _ in range(self.n):
