@@ -69,7 +69,7 @@ def one_pass(loader, device, threads, n):
 
 def main():
     args = arguments(__doc__)
-    n, repeats = (1_280, 5) if args.quick else (2_560, 21)
+    n, repeats = (1_280, 3) if args.quick else (2_560, 11)
     device, threads = default_device(), torch.get_num_threads()
     with_kornia = "kornia" in globals()
     say_machine("torch", "torchvision", "pillow", *["kornia"] * with_kornia, threads=threads)
@@ -99,11 +99,10 @@ def main():
     rates = {name: [n / seconds / 1000 for seconds in values] for name, values in chains.items()}
     table("Crop, flip, colour jitter, rotation", rates, "thousand images a second")
 
-    torch.set_num_threads(threads)
     singles = {type(t).__name__: TensorLoader(x, y, BATCH_SIZE, transform=t) for t in each_transform(x)}
-    times = take_turns({name: lambda loader=loader: one_pass(loader, device, threads, n)
+    times = take_turns({name: lambda loader=loader: one_pass(loader, device, 1, n)
                         for name, loader in singles.items()}, repeats)
-    table(f"Each transform alone, {threads} thread{'s' * (threads > 1)}",
+    table("Each transform alone, 1 thread",
           {name: [n / seconds / 1000 for seconds in values] for name, values in times.items()},
           "thousand images a second")
     fastest = lambda who: max(statistics.median(values) for name, values in rates.items() if name.startswith(who))

@@ -3,11 +3,12 @@ import torch
 import torch.nn.functional as F
 
 from .arguments import a_number, a_share, above_0, at_least_0, checked, finite, images
-from .augmentation import BatchTransform, beta_draw, both_sides, happens, odd, soft_targets, uniform, whole_from_0
+from .augmentation import (
+    BatchTransform, beta_draw, both_sides, happens, odd, soft_targets, uniform, whole_from_0)
 from .checks import positive_int
 from .image_color import (
-    adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, adjust_sharpness, autocontrast, equalize,
-    gaussian_blur, grayscale, posterize, solarize)
+    adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, adjust_sharpness,
+    autocontrast, equalize, gaussian_blur, grayscale, posterize, solarize)
 from .image_geometry import box, crop, erase, hflip, perspective, rotate, shear, translate
 
 
@@ -20,7 +21,7 @@ class Flip(BatchTransform):
 
 
 class RandomCrop(BatchTransform):
-    "Put `padding` pixels around each image and cut an image of the old size out of that, anywhere."
+    "Put `padding` pixels around each image and cut the old size out of that, anywhere."
     @checked(padding=whole_from_0, fill=finite)
     def __init__(self, padding, fill=0.): self.padding, self.fill = padding, fill
 
@@ -31,7 +32,7 @@ class RandomCrop(BatchTransform):
 
 
 class Rotate(BatchTransform):
-    "Turn each image by its own angle, from -degrees to degrees; `degrees` may be a pair (low, high)."
+    "Turn each image by its own angle, from -degrees to degrees; or give (low, high)."
     @checked(fill=finite)
     def __init__(self, degrees, fill=0.):
         self.degrees, self.fill = both_sides("degrees", degrees), fill
@@ -45,9 +46,10 @@ ADJUST = {    # name -> function, and the amount that changes nothing
 
 
 class ColorJitter(BatchTransform):
-    """Each image with its own brightness, contrast, saturation and hue, in an order drawn for each batch.
+    """Each image with its own brightness, contrast, saturation and hue; one order a batch.
 
-    A strength s means factors from 1 - s to 1 + s, for hue shifts from -s to s (at most .5); or give (low, high).
+    A strength s means factors from 1 - s to 1 + s, for hue shifts from -s to s (at most .5);
+    or give (low, high).
     """
     def __init__(self, brightness=0, contrast=0, saturation=0, hue=0):
         self.brightness = both_sides("brightness", brightness, middle=1, low=0)
@@ -71,9 +73,10 @@ class Perspective(BatchTransform):
     def __call__(self, xb, yb):
         height, width = images("xb", xb).shape[2:]
         corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1.]], device=xb.device, dtype=xb.dtype)
-        inwards = torch.rand(len(xb), 4, 2, device=xb.device, dtype=xb.dtype) * self.scale / 2 * (1 - 2 * corners)
         size = corners.new_tensor([width, height])
-        return perspective(xb, corners * size, (corners + inwards) * size, self.fill), yb
+        draws = torch.rand(len(xb), 4, 2, device=xb.device, dtype=xb.dtype) * self.scale / 2
+        moved = torch.lerp(corners, 1 - corners, draws)    # draws of the way to the other side
+        return perspective(xb, corners * size, moved * size, self.fill), yb
 
 
 class Grayscale(BatchTransform):
@@ -91,19 +94,20 @@ class GaussianBlur(BatchTransform):
     def __init__(self, kernel_size=3, sigma=(.1, 2.)):
         self.kernel_size, self.sigma = kernel_size, both_sides("sigma", sigma, low=1e-6)
 
-    def __call__(self, xb, yb): return gaussian_blur(xb, self.kernel_size, uniform(xb, *self.sigma)), yb
+    def __call__(self, xb, yb):
+        return gaussian_blur(xb, self.kernel_size, uniform(xb, *self.sigma)), yb
 
 
 class PCAColor(BatchTransform):
-    """Shift the colour of each image along the directions in which the colours of a data set vary (Krizhevsky et al.,
-    2012): by α₁λ₁p₁ + α₂λ₂p₂ + α₃λ₃p₃, with α from a normal distribution of deviation std, drawn anew for each image.
+    """Shift the colour of each image along the directions p in which a data set's colours vary
+    (Krizhevsky et al., 2012): by Σ αᵢ λᵢ pᵢ, λ the variances along p, α ~ N(0, std²) an image.
 
     images: the training set, `[n, 3, height, width]`, values in [0, 1].
     """
     @checked(images=images, std=at_least_0)
     def __init__(self, images, std=.1):
         if images.shape[1] != 3 or not (0 <= images.min() and images.max() <= 1):
-            raise ValueError("images: expected three channels with values from 0 to 1; divide bytes by 255.")
+            raise ValueError("images: expected three channels with values from 0 to 1.")
         values, directions = torch.linalg.eigh(torch.cov(images.transpose(0, 1).flatten(1)))
         self.std, self.shifts = std, values * directions  # columns λp
 
@@ -113,9 +117,10 @@ class PCAColor(BatchTransform):
 
 
 class Cutout(BatchTransform):
-    "Write `fill` into squares of each image, `size` pixels wide, whose middle may be any pixel (DeVries and Taylor, 2017)."
+    "Write `fill` into squares of `size` pixels around any pixel (DeVries and Taylor, 2017)."
     @checked(size=positive_int, n_holes=positive_int, fill=finite)
-    def __init__(self, size, n_holes=1, fill=0.): self.size, self.n_holes, self.fill = size, n_holes, fill
+    def __init__(self, size, n_holes=1, fill=0.):
+        self.size, self.n_holes, self.fill = size, n_holes, fill
 
     def __call__(self, xb, yb):
         sides = images("xb", xb).shape[2:]
@@ -127,8 +132,9 @@ class Cutout(BatchTransform):
 
 
 class MixUp(BatchTransform):
-    """λ of each image and 1 - λ of another one, and of its target likewise (Zhang et al., 2018); one λ a batch, from
-    Beta(α, α). Targets, class numbers `[n]` or shares, become shares `[n, n_classes]`."""
+    """λ of each image and 1 - λ of another one, its target likewise (Zhang et al., 2018); one λ a
+    batch, from Beta(α, α). Targets, class numbers `[n]` or shares, become shares `[n, n_classes]`.
+    """
     @checked(n_classes=positive_int, alpha=above_0)
     def __init__(self, n_classes, alpha=.4): self.n_classes, self.alpha = n_classes, alpha
 
@@ -141,17 +147,20 @@ class MixUp(BatchTransform):
 
 
 class CutMix(BatchTransform):
-    """A box of another image in each image, and targets mixed by area (Yun et al., 2019); the box covers 1 - λ of the
-    image, λ from Beta(α, α), where it does not reach beyond the border. Targets as in `MixUp`."""
+    """A box of another image in each image, and targets mixed by its area (Yun et al., 2019).
+
+    The box is 1 - λ of the image, λ from Beta(α, α), less where the border cuts it off; targets
+    as in `MixUp`.
+    """
     @checked(n_classes=positive_int, alpha=above_0)
     def __init__(self, n_classes, alpha=1.): self.n_classes, self.alpha = n_classes, alpha
 
     def __call__(self, xb, yb):
         yb, (height, width) = soft_targets(xb, yb, self.n_classes), xb.shape[2:]
         half = (1 - beta_draw(self.alpha, xb.device)).sqrt() / 2
-        half_width, half_height = (half * width).trunc(), (half * height).trunc()
-        column, row = (torch.randint(m, (1,), device=xb.device) for m in (width, height))
-        inside = box(xb, row - half_height, column - half_width, 2 * half_height, 2 * half_width)
+        half_w, half_h = (half * width).trunc(), (half * height).trunc()
+        column, row = (torch.randint(side, (1,), device=xb.device) for side in (width, height))
+        inside = box(xb, row - half_h, column - half_w, 2 * half_h, 2 * half_w)
         other = torch.randperm(len(xb), device=xb.device)
         share = inside.to(yb.dtype).mean()    # λ again, after the border has cut the box
         return torch.where(inside, xb[other], xb), torch.lerp(yb, yb[other], share)
@@ -175,19 +184,20 @@ OPERATIONS = {    # name -> function of images and of strengths from -1 to 1, on
 
 
 class RandAugment(BatchTransform):
-    """Do n of fourteen operations to each image, drawn anew for each, all with one strength (Cubuk et al., 2020).
+    """Do n of fourteen operations to each image, all with one strength (Cubuk et al., 2020).
 
-    magnitude: from 0 to 30; about half of the operations that have two directions go the other way.
+    magnitude: from 0 to 30; what has two directions goes in either, as a coin falls.
     """
     @checked(n=whole_from_0, magnitude=a_number("from 0 to 30", lambda m: 0 <= m <= 30))
     def __init__(self, n=2, magnitude=9): self.n, self.magnitude = n, magnitude
 
     def __call__(self, xb, yb):
         for _ in range(self.n):
-            strengths = torch.where(happens(xb, .5), -self.magnitude / 30, self.magnitude / 30).to(xb.dtype)
-            drawn = torch.randint(len(OPERATIONS), (len(xb),))    # on the CPU: Python has to know how many go where
-            groups = drawn.argsort().to(xb.device).split(drawn.bincount(minlength=len(OPERATIONS)).tolist())
+            strengths = (2 * happens(xb, .5) - 1) * (self.magnitude / 30)    # + or -
+            drawn = torch.randint(len(OPERATIONS), (len(xb),))    # on the CPU: Python needs sizes
+            sizes = drawn.bincount(minlength=len(OPERATIONS)).tolist()
             out = torch.empty_like(xb)
+            groups = drawn.argsort().to(xb.device).split(sizes)
             for operation, rows in zip(OPERATIONS.values(), groups):
                 if len(rows): out[rows] = operation(xb[rows], strengths[rows])
             xb = out
