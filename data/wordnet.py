@@ -22,6 +22,7 @@ N_SENTENCES, LONGEST_GLOSS = 1000, 120
 OFTEN = 5  # times a word is counted in WordNet's texts, to have its synonyms embedded also if no sentence holds it
 FILES = "data.noun", "data.verb", "data.adj", "data.adv", "index.sense"
 PARTS = {"1": "noun", "2": "verb", "3": "adj", "4": "adv", "5": "adj"}  # ss_type in a sense key; 5 is an adjective too
+NOT_IN_CLASS = re.compile(r"\b(sex|prostitut|slur|offensive|disparag|derogat|obscen|vulgar|whore|rape|genital)", re.I)
 WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 
 
@@ -55,7 +56,8 @@ def draw_glosses(text):
     topics = {number: topic for topic, number in TOPICS.items()}
     for _, number, _, gloss in synsets(text):
         gloss = gloss.split('; "')[0].strip()
-        if number in topics and len(gloss.split()) > 3 and len(gloss) <= LONGEST_GLOSS: found[topics[number]].add(gloss)
+        if number not in topics or len(gloss.split()) < 4 or len(gloss) > LONGEST_GLOSS: continue
+        if not NOT_IN_CLASS.search(gloss): found[topics[number]].add(gloss)
     twice = {gloss for topic in found for gloss in found[topic] if sum(gloss in others for others in found.values()) > 1}
     chance = lambda gloss: hashlib.sha256(gloss.encode()).digest()
     return {topic: sorted(glosses - twice, key=chance)[:N_SENTENCES] for topic, glosses in found.items()}

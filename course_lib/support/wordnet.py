@@ -9,15 +9,15 @@ from .arguments import an_instance, checked, refuse
 from .checks import shorten, whole_number
 from .files import DamagedFileError, embedded
 
-SHA256 = {"glosses": "862b275fd8018825e8dcd8aa78c0203918fff19590d1f55ebaf41250cebf753a",
-          "synonyms": "8d08645e5870f19cdd79bd2b7b5301110ae101d219f0095fa17f8990847d6e89"}
+SHA256 = {"glosses": "ccd4f9e739594d86407485599fa11d9a2ff32da33203778a5a490196fd48c00f",
+          "synonyms": "f1241ce96e2c85a3f4bb21d76605f57177bdc342eb45d17266c4df0228cf369a"}
 
 # Words that hold a sentence together. WordNet knows many of them as something else: "in" as an inch, "be" as beryllium.
 STOP_WORDS = frozenset("""
 a about above across after again against all along also although am among an and another any are around as at be because
 been before behind being below beneath beside besides between beyond both but by can cannot could despite did do does
 doing done down during each either else etc even ever every few for from had has have having he hence her here hers
-herself him himself his how however i if in inside instead into is it its itself just least less many may me might mine
+herself him himself his how however i if in inside instead into is it its itself just least less like many may me might mine
 more most much must my myself near neither never no nor not of off often on once one only onto or other others our ours
 ourselves out outside over own per quite rather same shall she should since so some someone something somewhat such than
 that the their theirs them themselves then there therefore these they this those though through throughout thus to too
@@ -66,7 +66,7 @@ def read_synonyms():
 @checked(word=an_instance("a word, a str", str))
 def synonyms(word, part=None):
     """Single words that mean the same as this one in its usual senses, the most usual sense first; a list, empty where
-    WordNet has none, knows only an inflected word's stem ("dogs"), or is not embedded (it is for 7,013 words).
+    WordNet has none, knows only an inflected word's stem ("dogs"), or is not embedded (it is for 7,006 words).
 
     part: "noun", "verb", "adj" or "adv"; by default the part of speech in which the word is used most, and no other.
     Capitals do not matter. Stop words have synonyms too, mostly strange ones: see STOP_WORDS.
