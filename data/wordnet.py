@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from course_lib.support.files import embedded, write_whole
@@ -58,7 +58,8 @@ def draw_glosses(text):
         gloss = gloss.split('; "')[0].strip()
         if number not in topics or len(gloss.split()) < 4 or len(gloss) > LONGEST_GLOSS: continue
         if not NOT_IN_CLASS.search(gloss): found[topics[number]].add(gloss)
-    twice = {gloss for topic in found for gloss in found[topic] if sum(gloss in others for others in found.values()) > 1}
+    topics_of = Counter(gloss for glosses in found.values() for gloss in glosses)
+    twice = {gloss for gloss, n in topics_of.items() if n > 1}
     chance = lambda gloss: hashlib.sha256(gloss.encode()).digest()
     return {topic: sorted(glosses - twice, key=chance)[:N_SENTENCES] for topic, glosses in found.items()}
 
@@ -83,8 +84,8 @@ def usual(senses):
 
 
 def synonym_line(word, parts):
-    """`word\\tnoun big large\\tverb …`: synonyms of one word, the part of speech that is counted most often first, be it
-    without synonyms. An empty text where there are none at all."""
+    """`word\\tnoun big large\\tverb …`: synonyms of a word; the part of speech that is counted most often stands first,
+    be it without synonyms. An empty text where there are none at all."""
     counts = {part: sum(count for count, _ in senses) for part, senses in parts.items()}
     entries = []
     for part in sorted(parts, key=lambda part: (-counts[part], -len(parts[part]), part)):
