@@ -1,4 +1,4 @@
-"""Text: WordNet's sentences and synonyms, and the functions that vary a text, with the traps of a well-known version."""
+"""WordNet's sentences and synonyms; and the functions that vary a text, with the traps of a well-known version."""
 import gzip
 import hashlib
 import importlib.util
@@ -169,7 +169,7 @@ def test_replace_changes_n_places_each_into_a_synonym(n):
 
 def test_replace_reaches_every_place_that_it_can_and_no_more():
     places = replaceable(WORDS)
-    assert [WORDS[i] for i in places] == ["large", "animal", "often", "small"]
+    assert [WORDS[i] for i in places] == ["large", "animal", "small"]
     changed = Counter(i for new in many(replace, WORDS, 1) for i, word in enumerate(new) if word != WORDS[i])
     assert sorted(changed) == places and min(changed.values()) > 100 / len(places)
     assert sum(old != other for old, other in zip(WORDS, replace(WORDS, 100))) == len(places)
