@@ -70,4 +70,5 @@ def backtranslate(text, translate, translate_back):
 
     translate, translate_back: functions from text to text, such as two models of translation.
     """
-    return a_text("What translate_back gives", translate_back(a_text("What translate gives", translate(text))))
+    elsewhere = a_text("What translate gives", translate(text))
+    return a_text("What translate_back gives", translate_back(elsewhere))
