@@ -1,6 +1,6 @@
 """What do varied sentences gain? Writes data/results/text_augmentation.json.
 
-    python data/text_augmentation.py        about six minutes on one core
+    python data/text_augmentation.py        seven minutes of one core, twenty on a busy machine
 
 What is a definition about, of eight topics? Two networks guess. One is linear in the mean of the words' vectors, a bag
 of words, which cannot see their order. The other is a convolution over three words with a maximum over the sentence

@@ -310,6 +310,7 @@ def test_results_hold_twenty_seeds_and_the_order_is_nothing_to_a_bag():
         for ways in found[net].values():
             assert all(len(way["accuracy"]) == 20 for way in ways.values())
     for ways in found["bag"].values(): assert ways["swap"]["accuracy"] == ways["plain"]["accuracy"]
+    assert found["convolution"]["80"]["swap"]["gain"][1] > .02 > 0 > found["bag"]["800"]["one of the four"]["gain"][2]
 
 
 def test_the_measurement_trains_nets_side_by_side_as_alone(monkeypatch):

@@ -1,4 +1,4 @@
-"""Augmentation of text: functions that chapter 13 takes over. Each gives a new text and leaves its input as it is."""
+"""Functions that vary a text, for chapter 13. Each gives a new one and leaves its input as it is."""
 import re
 
 import torch
@@ -13,7 +13,8 @@ def words_of(text):
     return re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower().replace("’", "'"))
 
 
-def draw(items, generator=None): return items[torch.randint(len(items), (), generator=generator).item()]
+def draw(items, generator=None):
+    return items[torch.randint(len(items), (), generator=generator).item()]
 
 
 def replaceable(words):
@@ -61,7 +62,8 @@ def delete(words, p, generator=None):
 def shuffle_sentences(text, generator=None):
     "The text with its sentences in another order. A sentence ends with . ! or ? before a space."
     sentences = re.split(r"(?<=[.!?])\s+", text.strip())
-    return " ".join(sentences[i] for i in torch.randperm(len(sentences), generator=generator).tolist())
+    order = torch.randperm(len(sentences), generator=generator).tolist()
+    return " ".join(sentences[i] for i in order)
 
 
 @checked(text=a_text, translate=a_function, translate_back=a_function)
