@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from _measure import arguments, ratio, say_machine, table, take_turns
 from course_lib.data import TensorLoader
-from course_lib.support import transforms_draft as ours
+from course_lib import augmentation as ours
 from course_lib.support.tensors import default_device, keep_freed_memory
 
 with contextlib.suppress(ImportError): import kornia.augmentation

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from course_lib import Adam
 from course_lib.support.paired import paired
 from course_lib.support.results import save_results
-from course_lib.support.text_draft import delete, draw, insert, replace, swap, words_of
+from course_lib.augmentation import delete, draw, insert, replace, swap, words_of
 from course_lib.support.wordnet import glosses
 
 N_VALID, N_TEST, BATCH = 1000, 4000, 80

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as V
 
 from course_lib.support import image_color as color
 from course_lib.support import image_geometry as geometry
-from course_lib.support import transforms_draft as ours
+from course_lib import augmentation as ours
 from course_lib.support.augmentation import uniform
 from tiny import every_device
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from course_lib.support import files, wordnet
-from course_lib.support.text_draft import (
+from course_lib.augmentation import (
     backtranslate, delete, insert, replace, replaceable, shuffle_sentences, swap, words_of)
 from course_lib.support.results import results
 from course_lib.support.wordnet import PARTS, STOP_WORDS, glosses, synonyms
