@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADJUST', 'OPERATIONS', 'reader', 'Flip', 'RandomCrop', 'Rotate', 'Perspective', 'ColorJitter', 'Grayscale',
-           'GaussianBlur', 'PCAColor', 'Cutout', 'MixUp', 'CutMix', 'RandAugment', 'words_of', 'draw', 'replaceable',
-           'replace', 'insert', 'swap', 'delete', 'shuffle_sentences', 'backtranslate']
+           'GaussianBlur', 'PCAColor', 'Cutout', 'MixUp', 'CutMix', 'RandAugment', 'words_of', 'replaceable', 'replace',
+           'insert', 'swap', 'delete', 'shuffle_sentences', 'backtranslate']
 
 # %% ../nbs/13_augmentation.ipynb #13c00003
 import re
@@ -24,7 +24,8 @@ from .support.image_color import (
     autocontrast, equalize, gaussian_blur, grayscale, posterize, solarize)
 from .support.image_geometry import (
     box, crop, erase, hflip, perspective, rotate, shear, translate)
-from .support.wordnet import STOP_WORDS, a_cpu_generator, natural, some_words, synonyms
+from .support.wordnet import (
+    STOP_WORDS, a_cpu_generator, draw, natural, some_words, synonyms)
 
 # %% ../nbs/13_augmentation.ipynb #13c00008
 def reader(n_in=1, size=28, n_classes=10):
@@ -186,7 +187,7 @@ class CutMix(BatchTransform):
         share = inside.to(yb.dtype).mean()    # λ again, after the border has cut the box
         return torch.where(inside, xb[other], xb), torch.lerp(yb, yb[other], share)
 
-# %% ../nbs/13_augmentation.ipynb #13c00053
+# %% ../nbs/13_augmentation.ipynb #13c00052
 OPERATIONS = {    # name -> function of images and of strengths from -1 to 1, one an image
     "Identity": lambda x, s: x,
     "ShearX": lambda x, s: shear(x, degrees_x=torch.rad2deg((.3 * s).atan()), center=(0, 0)),
@@ -203,7 +204,7 @@ OPERATIONS = {    # name -> function of images and of strengths from -1 to 1, on
     "AutoContrast": lambda x, s: autocontrast(x),
     "Equalize": lambda x, s: equalize(x)}
 
-# %% ../nbs/13_augmentation.ipynb #13c00055
+# %% ../nbs/13_augmentation.ipynb #13c00054
 class RandAugment(BatchTransform):
     """Do n of fourteen operations to each image, all with one strength (Cubuk et al., 2020).
 
@@ -224,14 +225,11 @@ class RandAugment(BatchTransform):
             xb = out
         return xb, yb
 
-# %% ../nbs/13_augmentation.ipynb #13c0005a
+# %% ../nbs/13_augmentation.ipynb #13c00059
 @checked(text=a_text)
 def words_of(text):
     "Its words in small letters, without signs; an apostrophe or hyphen inside of a word stays."
     return re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower().replace("’", "'"))
-
-def draw(items, generator=None):
-    return items[torch.randint(len(items), (), generator=generator).item()]
 
 def replaceable(words):
     "The places of words that have a synonym and do not just hold the sentence together."

@@ -89,7 +89,7 @@ class Negative:
 # 2. The share of a box
 
 def box_share(height, width, row, column, half_h, half_w):
-    "The share of an image that a box covers: rows row - half_h up to row + half_h, columns likewise."
+    "The share of an image that lies in the box of rows row - half_h up to row + half_h, etc."
     rows = max(0, min(height, row + half_h) - max(0, row - half_h))
     columns = max(0, min(width, column + half_w) - max(0, column - half_w))
     return rows * columns / (height * width)
@@ -125,7 +125,7 @@ def cut(side, middle, half): return max(0, min(side, middle + half) - max(0, mid
 BOX_SHARE = Exercise(
     "13", box_share, '''
 def box_share(height, width, row, column, half_h, half_w):
-    "The share of an image that a box covers: rows row - half_h up to row + half_h, columns likewise."
+    "The share of an image that lies in the box of rows row - half_h up to row + half_h, etc."
     return 4 * half_h * half_w / (height * width)            # and where the border cuts it off?
 ''',
     hints=("The first row of the box inside of the image is max(0, row - half_h). Which one is the last?",

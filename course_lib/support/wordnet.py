@@ -93,3 +93,8 @@ def a_cpu_generator(name, value):
     if isinstance(value, torch.Generator) and value.device.type == "cpu": return value
     device = f" on {value.device}" if isinstance(value, torch.Generator) else ""
     return refuse(name, "a torch.Generator on the CPU, such as torch.Generator().manual_seed(0)", f"{value!r}{device}")
+
+
+def draw(items, generator=None):
+    "One of them by lot."
+    return items[torch.randint(len(items), (), generator=generator).item()]
