@@ -8,6 +8,9 @@ import importlib
 from course_lib.adam import (
     LAMB, Adam, AdamW, Lion, Muon, adam_step, average_grad_slow, count_steps, lamb_step, lion_step, muon_step,
     weight_decay)
+from course_lib.augmentation import (
+    ColorJitter, CutMix, Cutout, Flip, GaussianBlur, Grayscale, MixUp, PCAColor, Perspective, RandAugment, RandomCrop,
+    Rotate, backtranslate, delete, insert, replace, shuffle_sentences, swap, words_of)
 from course_lib.batchnorm import (
     Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, make_fast)
 from course_lib.callbacks import (
@@ -29,10 +32,15 @@ from course_lib.sgd import Optimizer, sgd_step
 from course_lib.support.files import DamagedFileError, DataError, DownloadError
 from course_lib.support.flat import flatten_parameters
 from course_lib.support.glyphs import GlyphLoader
+from course_lib.support.image_color import (
+    adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, adjust_sharpness, autocontrast, equalize,
+    gaussian_blur, grayscale, invert, posterize, solarize)
+from course_lib.support.image_geometry import crop, erase, hflip, perspective, rotate, shear, translate
 from course_lib.support.photos import CenterCrop, RandomResizedCrop, denormalise
 from course_lib.support.pretrained import imagenet_resnet, load_weights
 from course_lib.support.setup import check_setup
 from course_lib.support.tensors import default_device
+from course_lib.support.wordnet import glosses, synonyms
 from course_lib.sweeps import Sweep, sweep
 from course_lib.transfer import (
     MoveStatistics, decay_weights_only, draw_few, features, few_shot, fine_tune, freeze, freeze_to, glyph_backbone,
@@ -45,20 +53,25 @@ _ON_DEMAND = {"show": "plots", "show_images": "plots", "use_style": "plots",
 __all__ = [
     "ActivationStats", "Adam", "AdamW", "Autocast", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CSVLogger",
     "Callback", "CancelBatchException", "CancelEpochException", "CancelException", "CancelFitException",
-    "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop", "DamagedFileError",
-    "DataError", "DataLoaders", "DownloadError", "DropPath", "Dropout", "EVENTS", "EarlyStopping", "Explorer",
-    "GlyphLoader", "GradientAccumulation", "GradientClip", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm",
-    "Learner", "Lion", "LiveFigure", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "ParamScheduler",
-    "Progress", "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop", "Recorder", "SGD", "SGDW", "SaveBest",
-    "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine", "average_grad",
-    "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const", "cos",
-    "count_steps", "course_data", "decay_weights_only", "default_device", "denormalise", "digits", "draw_few",
-    "drop_path_rates", "exp", "explore", "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters",
-    "freeze", "freeze_to", "glyph_backbone", "gray_to_rgb", "imagenet_resnet", "imagenette", "l2_reg", "lamb_step",
-    "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "make_fast", "mnist", "momentum_step", "muon_step",
-    "nesterov_step", "one_cycle", "pets", "poly", "replace_head", "rms_prop_step", "sgd_step", "show", "show_images",
-    "small_resnet", "smooth_labels", "soft_cross_entropy", "sweep", "tta", "unfreeze", "use_style", "warm_restarts",
-    "weight_decay"]
+    "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop", "ColorJitter", "CutMix",
+    "Cutout", "DamagedFileError", "DataError", "DataLoaders", "DownloadError", "DropPath", "Dropout", "EVENTS",
+    "EarlyStopping", "Explorer", "Flip", "GaussianBlur", "GlyphLoader", "GradientAccumulation", "GradientClip",
+    "Grayscale", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner", "Lion", "LiveFigure",
+    "MixUp", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "PCAColor", "ParamScheduler", "Perspective",
+    "Progress", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine", "RandomCrop", "RandomResizedCrop",
+    "Recorder", "Rotate", "SGD", "SGDW", "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy",
+    "adam_step", "adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "adjust_sharpness",
+    "affine", "autocontrast", "average_grad", "average_grad_dampened", "average_grad_slow", "average_sqr_grad",
+    "backtranslate", "check_setup", "combine", "const", "cos", "count_steps", "course_data", "crop",
+    "decay_weights_only", "default_device", "delete", "denormalise", "digits", "draw_few", "drop_path_rates",
+    "equalize", "erase", "exp", "explore", "features", "few_shot", "fine_tune", "fit_one_cycle",
+    "flatten_parameters", "freeze", "freeze_to", "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb",
+    "grayscale", "hflip", "imagenet_resnet", "imagenette", "insert", "invert", "l2_reg", "lamb_step",
+    "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "make_fast", "mnist", "momentum_step",
+    "muon_step", "nesterov_step", "one_cycle", "perspective", "pets", "poly", "posterize", "replace",
+    "replace_head", "rms_prop_step", "rotate", "sgd_step", "shear", "show", "show_images", "shuffle_sentences",
+    "small_resnet", "smooth_labels", "soft_cross_entropy", "solarize", "swap", "sweep", "synonyms", "translate",
+    "tta", "unfreeze", "use_style", "warm_restarts", "weight_decay", "words_of"]
 
 
 def __getattr__(name):

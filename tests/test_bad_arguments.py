@@ -21,16 +21,19 @@ from torch import nn
 
 import course_lib
 from course_lib import (
-    ActivationStats, Adam, AdamW, Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, CSVLogger, CenterCrop, DataError,
-    DataLoaders, DownloadError, DropPath, Dropout, EarlyStopping, GlyphLoader, GradientAccumulation, GradientClip,
-    GroupNorm, LAMB, LRFind, LRScheduler, LayerNorm, Learner, Lion, LiveFigure, Muon, Optimizer, ParamScheduler,
-    Progress, RMSProp, RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SGDW, SaveBest, TensorLoader,
-    accuracy, affine,
-    check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, digits, draw_few,
-    drop_path_rates, exp, explore,
-    features, few_shot, flatten_parameters, freeze, freeze_to, glyph_backbone, gray_to_rgb, imagenet_resnet,
-    imagenette, layer_groups, lin, load_weights, make_fast, mnist, one_cycle, pets, poly, replace_head, sgd_step, show,
-    show_images, small_resnet, smooth_labels, soft_cross_entropy, sweep, unfreeze, warm_restarts)
+    accuracy, ActivationStats, Adam, AdamW, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation,
+    adjust_sharpness, affine, Autocast, autocontrast, backtranslate, BatchNorm1d, BatchNorm2d, BatchNorm3d,
+    CenterCrop, check_setup, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout,
+    DataError, DataLoaders, decay_weights_only, delete, denormalise, digits, DownloadError, draw_few,
+    drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore, features, few_shot,
+    flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses, glyph_backbone, GlyphLoader,
+    GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm, hflip, imagenet_resnet,
+    imagenette, insert, invert, LAMB, layer_groups, LayerNorm, Learner, lin, Lion, LiveFigure, load_weights, LRFind,
+    LRScheduler, make_fast, MixUp, mnist, Muon, one_cycle, Optimizer, ParamScheduler, PCAColor, Perspective,
+    perspective, pets, poly, posterize, Progress, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop,
+    Recorder, replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, SaveBest, SGD, sgd_step, SGDW, shear,
+    show, show_images, shuffle_sentences, small_resnet, smooth_labels, soft_cross_entropy, solarize, swap, sweep,
+    synonyms, TensorLoader, translate, unfreeze, warm_restarts, words_of)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -62,6 +65,13 @@ BAD = {
     "module": [3, "x", None, F.relu, nn.Linear, [nn.Linear(2, 2)], Strange()],
     "function": NO_FUNCTIONS,
     "functions": [3, "f", [3], ["f"], Strange()],
+    "transform": [3, "f", [3], ["f"], Strange()],              # a function or a list of them
+    "words": [3, "a text", None, [], [1], Strange()],
+    "odd": [0, 2, -1, 2.5, NAN, *NO_NUMBERS],
+    "magnitude": [-1, 31, NAN, INF, *NO_NUMBERS],
+    "half": [-.6, .6, NAN, INF, *NO_NUMBERS],
+    "bits": [-1, 9, 2.5, NAN, INF, *NO_NUMBERS],
+    "angle": [-90, 90, NAN, INF, *NO_NUMBERS],
     "callbacks": [3, "f", [3], ["f"], [Recorder], Strange()],
     "dls": [3, "x", None, [1, 2], Strange()],
     "loader": [3, "x", None, [], [1], Strange()],
@@ -150,8 +160,10 @@ embedded_data.of = mnist  # whose arguments it passes on
 
 # name -> (a function to call, good arguments, kind of each argument that is tried)
 OPT = {"lr": "at least 0", "weight_decay": "at least 0", "params": "params"}
-DATA = {"batch_size": "count", "n_train": "count", "n_valid": "count", "seed": "whole", "transform": "function"}
+DATA = {"batch_size": "count", "n_train": "count", "n_valid": "count", "seed": "whole", "transform": "transform"}
 X, Y = data()
+X01 = X.sigmoid()
+RGB, CORNERS = X01.expand(-1, 3, -1, -1), torch.tensor([[0., 0.], [28., 0.], [28., 28.], [0., 28.]])
 CALLS = {
     "SGD": (SGD, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "SGDW": (SGDW, {"params": weights()}, {**OPT, "momentum": "below 1"}),
@@ -173,7 +185,7 @@ CALLS = {
     "flatten_parameters": (flatten_parameters, {"params": weights()}, {"params": "params"}),
     "decay_weights_only": (decay_weights_only, {"opt_func": SGD}, {"opt_func": "function"}),
     "TensorLoader": (TensorLoader, {"x": X, "y": Y, "batch_size": 8},
-                     {"x": "tensor", "y": "tensor", "batch_size": "count", "seed": "whole", "transform": "function"}),
+                     {"x": "tensor", "y": "tensor", "batch_size": "count", "seed": "whole", "transform": "transform"}),
     "RandomAffine": (RandomAffine, {"degrees": 10},
                      {"degrees": "range", "translate": "range", "scale": "range above 0", "shear": "range",
                       "fill": "finite"}),
@@ -280,6 +292,47 @@ CALLS = {
     "show": (with_figure(show), {"alt": "a picture", "caption": "a caption"}, {"alt": "text", "caption": "text"}),
     "show_images": (show_images, {"images": X[:4], "alt": "four pictures", "caption": "a caption"},
                     {"images": "tensor", "ncols": "count", "alt": "text", "caption": "text"}),
+    "Flip": (applied(Flip, X01, Y), {}, {"p": "share"}),
+    "RandomCrop": (applied(RandomCrop, X01, Y), {"padding": 2}, {"padding": "natural", "fill": "finite"}),
+    "Rotate": (applied(Rotate, X01, Y), {"degrees": 10}, {"degrees": "range", "fill": "finite"}),
+    "ColorJitter": (applied(ColorJitter, X01, Y), {},
+                    {"brightness": "range", "contrast": "range", "saturation": "range", "hue": "range"}),
+    "Perspective": (applied(Perspective, X01, Y), {}, {"scale": "share", "fill": "finite"}),
+    "Grayscale": (applied(Grayscale, X01, Y), {}, {"p": "share"}),
+    "GaussianBlur": (applied(GaussianBlur, X01, Y), {}, {"kernel_size": "odd", "sigma": "range"}),
+    "PCAColor": (applied(PCAColor, RGB, Y), {"images": RGB}, {"images": "images", "std": "at least 0"}),
+    "Cutout": (applied(Cutout, X01, Y), {"size": 4}, {"size": "count", "n_holes": "count", "fill": "finite"}),
+    "MixUp": (applied(MixUp, X01, Y), {"n_classes": 3}, {"n_classes": "count", "alpha": "above 0"}),
+    "CutMix": (applied(CutMix, X01, Y), {"n_classes": 3}, {"n_classes": "count", "alpha": "above 0"}),
+    "RandAugment": (applied(RandAugment, X01, Y), {}, {"n": "natural", "magnitude": "magnitude"}),
+    **{f.__name__: (f, {"x": X01}, {"x": "images"}) for f in (autocontrast, equalize, grayscale, invert, hflip)},
+    **{f.__name__: (f, {"x": X01, "factor": .5}, {"x": "images", "factor": "at least 0"})
+       for f in (adjust_brightness, adjust_contrast, adjust_saturation, adjust_sharpness)},
+    "adjust_hue": (adjust_hue, {"x": X01, "factor": .1}, {"x": "images", "factor": "half"}),
+    "gaussian_blur": (gaussian_blur, {"x": X01, "kernel_size": 3, "sigma": 1.},
+                      {"x": "images", "kernel_size": "odd", "sigma": "above 0"}),
+    "posterize": (posterize, {"x": X01, "bits": 4}, {"x": "images", "bits": "bits"}),
+    "solarize": (solarize, {"x": X01, "threshold": .5}, {"x": "images", "threshold": "share"}),
+    "crop": (crop, {"x": X01, "top": 0, "left": 0, "height": 4, "width": 4},
+             {"x": "images", "top": "natural", "left": "natural", "height": "count", "width": "count"}),
+    "erase": (erase, {"x": X01, "top": 0, "left": 0, "height": 4, "width": 4},
+              {"x": "images", "top": "finite", "left": "finite", "height": "at least 0", "width": "at least 0",
+               "value": "finite"}),
+    "rotate": (rotate, {"x": X01, "degrees": 10}, {"x": "images", "degrees": "finite", "fill": "finite"}),
+    "translate": (translate, {"x": X01}, {"x": "images", "right": "finite", "down": "finite", "fill": "finite"}),
+    "shear": (shear, {"x": X01}, {"x": "images", "degrees_x": "angle", "degrees_y": "angle", "fill": "finite"}),
+    "perspective": (perspective, {"x": X01, "startpoints": CORNERS, "endpoints": CORNERS},
+                    {"x": "images", "fill": "finite"}),
+    "words_of": (words_of, {"text": "a large dog"}, {"text": "text"}),
+    "replace": (replace, {"words": ["a", "dog"], "n": 1}, {"words": "words", "n": "natural", "generator": "text"}),
+    "insert": (insert, {"words": ["a", "dog"], "n": 1}, {"words": "words", "n": "natural", "generator": "text"}),
+    "swap": (swap, {"words": ["a", "dog"], "n": 1}, {"words": "words", "n": "natural", "generator": "text"}),
+    "delete": (delete, {"words": ["a", "dog"], "p": .5}, {"words": "words", "p": "share", "generator": "text"}),
+    "shuffle_sentences": (shuffle_sentences, {"text": "A. B."}, {"text": "text", "generator": "text"}),
+    "backtranslate": (backtranslate, {"text": "a", "translate": str, "translate_back": str},
+                      {"text": "text", "translate": "function", "translate_back": "function"}),
+    "synonyms": (synonyms, {"word": "large"}, {"word": "text", "part": "choice"}),
+    "glosses": (glosses, {}, {"n": "count"}),
     "explore": (explore, {"f": lambda a: {"a": a}, "a": (0, 3)}, {"f": "function", "a": "control"}),
     "LiveFigure": (with_figure(LiveFigure), {"artists": [], "alt": "a picture"}, {"alt": "text"}),
 }

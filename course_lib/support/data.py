@@ -27,12 +27,19 @@ def check_loader(x, y, batch_size, drop_last, seed):
     return batch_size, seed
 
 
+def a_transform(name, value):
+    "A function of batches, or a list of them, which becomes the one that does them in turn."
+    if not isinstance(value, (list, tuple)): return a_function(name, value)
+    steps = [a_function(f"{name}[{i}]", step) for i, step in enumerate(value)]
+    return lambda *batch: functools.reduce(lambda batch, step: step(*batch), steps, batch)
+
+
 class CheckedLoader:
     """What a `TensorLoader` has besides its batches: checks of what it is given, its length, the count of its passes.
 
     Who inherits from it adds `batches(epoch)`.
     """
-    @checked(transform=a_function)
+    @checked(transform=a_transform)
     def __init__(self, x, y, batch_size, shuffle=False, transform=None, drop_last=False, seed=0):
         self.batch_size, self.seed = check_loader(x, y, batch_size, drop_last, seed)
         self.x, self.y, self.shuffle, self.epoch = x, y, shuffle, 0
