@@ -28,8 +28,8 @@ from course_lib.support.files import embedded
 from course_lib.support.results import results, save_results
 
 TRY_SEEDS, SEEDS, BATCH, STEPS, MORE, MORE_QUANTIZED = range(100, 103), range(20), 100, 300, 60, 100
-AMOUNTS, UNITS, BITS = [.5, .8, .9, .95, .98], [.5, .8, .9], [8, 6, 5, 4, 3, 2]
-FIRST_RATES, RATES = [.05, .1, .2, .4], [.001, .003, .01, .03, .1]
+AMOUNTS, UNITS, BITS = [.5, .8, .9, .95, .98], [.5, .8], [8, 6, 5, 4, 3, 2]
+FIRST_RATES, RATES = (.05, .1, .2), (.003, .01, .03)
 
 
 class Masks(Callback):
@@ -95,15 +95,23 @@ class Lab:
 
     def at_best_rate(self, name, make, rates=RATES, n_steps=MORE):
         "Test accuracies `[seeds]` of `make(seed) -> (model, callbacks)` trained on, at the rate chosen by other seeds."
+        one_cycle = rates is FIRST_RATES
+
         def one(lr, seed):
             model, cbs = make(seed)
-            return self.train(model, lr, n_steps, seed + 1000, cbs, one_cycle=rates is FIRST_RATES)
-        tried = [sum(self.right(one(lr, seed), self.dls.valid) for seed in TRY_SEEDS) / len(TRY_SEEDS) for lr in rates]
-        lr = rates[max(range(len(rates)), key=tried.__getitem__)]
+            return self.train(model, lr, n_steps, seed + 1000, cbs, one_cycle)
+        tried, factor = {}, rates[1] / rates[0]
+        while True:  # until the best rate has a worse one on both sides
+            for lr in rates:
+                if lr not in tried: tried[lr] = sum(self.right(one(lr, seed), self.dls.valid) for seed in TRY_SEEDS) / len(TRY_SEEDS)
+            lr = max(tried, key=tried.get)
+            if min(tried) < lr < max(tried) or not 1e-4 < lr < 2: break
+            rates = [float(f"{lr * factor if lr == max(tried) else lr / factor:.1g}")]
         found = [one(lr, seed) for seed in SEEDS]
-        self.rates[name] = {"rates": rates, "tried": [round(t, 4) for t in tried], "lr": lr}
+        tried = {rate: round(tried[rate], 4) for rate in sorted(tried)}
+        self.rates[name] = {"rates": list(tried), "tried": list(tried.values()), "lr": lr}
         shares = self.judged(found)
-        print(self.dls.name, name, lr, [round(t, 3) for t in tried], round(sum(shares) / len(shares), 4), flush=True)
+        print(self.dls.name, name, lr, tried, round(sum(shares) / len(shares), 4), flush=True)
         return shares, found
 
     def judged(self, models): return [round(self.right(model, self.test), 5) for model in models]
@@ -126,7 +134,7 @@ def measure(dls):
         found[f"pruned {amount}"] = lab.of_whole(cut)
         name = f"pruned {amount}, trained on"
         found[name], _ = lab.at_best_rate(name, again(lambda model: (model, [Pruner(amount)])))
-        if amount >= .9:
+        if amount > .9:
             name = f"pruned {amount} little by little"
             found[name], _ = lab.at_best_rate(name, again(lambda model: (model, [Pruner(amount, ramp=.5, every=5)])))
 
