@@ -12,6 +12,8 @@ from course_lib.batchnorm import (
     Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, make_fast)
 from course_lib.callbacks import (
     ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
+from course_lib.compression import (
+    Pruner, Quantized, QuantLinear, dequantize, fake_quantize, magnitude_mask, nf4, prune, quantize, size_bytes)
 from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
 from course_lib.learner import (
     EVENTS, Callback, CancelBatchException, CancelEpochException, CancelException, CancelFitException,
@@ -47,15 +49,16 @@ __all__ = [
     "DataError", "DataLoaders", "DownloadError", "EVENTS", "EarlyStopping", "Explorer", "GlyphLoader",
     "GradientAccumulation", "GradientClip", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner",
     "Lion", "LiveFigure", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "ParamScheduler", "Progress",
-    "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop", "Recorder", "SGD", "SaveBest", "Sweep",
-    "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine", "average_grad", "average_grad_dampened",
-    "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const", "cos", "count_steps", "course_data",
-    "decay_weights_only", "default_device", "denormalise", "digits", "draw_few", "exp", "explore", "features",
-    "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to", "glyph_backbone",
-    "gray_to_rgb", "imagenet_resnet", "imagenette", "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step",
-    "load_weights", "lr_find", "make_fast", "mnist", "momentum_step", "muon_step", "nesterov_step", "one_cycle",
-    "pets", "poly", "replace_head", "rms_prop_step", "sgd_step", "show", "show_images", "small_resnet", "sweep",
-    "tta", "unfreeze", "use_style", "warm_restarts", "weight_decay"]
+    "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop", "Recorder",
+    "SGD", "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine", "average_grad",
+    "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const", "cos",
+    "count_steps", "course_data", "decay_weights_only", "default_device", "denormalise", "dequantize", "digits",
+    "draw_few", "exp", "explore", "fake_quantize", "features", "few_shot", "fine_tune", "fit_one_cycle",
+    "flatten_parameters", "freeze", "freeze_to", "glyph_backbone", "gray_to_rgb", "imagenet_resnet", "imagenette",
+    "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "magnitude_mask", "make_fast",
+    "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4", "one_cycle", "pets", "poly", "prune", "quantize",
+    "replace_head", "rms_prop_step", "sgd_step", "show", "show_images", "size_bytes", "small_resnet", "sweep", "tta",
+    "unfreeze", "use_style", "warm_restarts", "weight_decay"]
 
 
 def __getattr__(name):

@@ -179,7 +179,7 @@ def fake_quantize(x, bits=8, axis=None, symmetric=True):
     found = (rounded(wide, scale, zero, bits, symmetric) - zero) * scale
     return found.to(x.dtype) + (x - x.detach())                    # adds 0, and x's gradient
 
-# %% ../nbs/16_compression.ipynb #16c00047
+# %% ../nbs/16_compression.ipynb #16c00048
 def nf4_levels():
     "The 16 levels of NF4: normal quantiles, 8 above 0, 7 below, and 0 itself (QLoRA, 2023)."
     end = 1 - (1 / 30 + 1 / 32) / 2
@@ -198,7 +198,7 @@ def nf4(x, block=64):
     q = codes.flatten()[:x.numel()].view(x.shape).to(torch.uint8)
     return Quantized(q, scale, torch.tensor(7, device=x.device), 4, block=block, levels=levels)
 
-# %% ../nbs/16_compression.ipynb #16c0004e
+# %% ../nbs/16_compression.ipynb #16c0004f
 class QuantLinear(nn.Module):
     """A linear layer for use, not for training: weights in int8, one scale for each output; inputs
     become int8 on the way in, one scale for each row. bits: of the weights, 2 to 8.
@@ -221,7 +221,7 @@ class QuantLinear(nn.Module):
         out = torch.addcmul(self.bias, sums * scale, self.scale)
         return out.to(x.dtype).view(*x.shape[:-1], -1)
 
-# %% ../nbs/16_compression.ipynb #16c0004f
+# %% ../nbs/16_compression.ipynb #16c00050
 @checked(model=a_module)
 def with_int8(model, bits=8):
     "A copy of the model in which each `nn.Linear` is a `QuantLinear`."
