@@ -23,12 +23,12 @@ import course_lib
 from course_lib import (
     ActivationStats, Adam, AdamW, Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, CSVLogger, CenterCrop, DataError,
     DataLoaders, DownloadError, EarlyStopping, GlyphLoader, GradientAccumulation, GradientClip, GroupNorm, LAMB,
-    LRFind, LRScheduler, LayerNorm, Learner, Lion, LiveFigure, Muon, Optimizer, ParamScheduler, Progress, RMSProp,
-    RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SaveBest, TensorLoader, accuracy, affine,
-    check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, digits, draw_few, exp, explore,
-    features, few_shot, flatten_parameters, freeze, freeze_to, glyph_backbone, gray_to_rgb, imagenet_resnet,
-    imagenette, layer_groups, lin, load_weights, make_fast, mnist, one_cycle, pets, poly, replace_head, sgd_step, show,
-    show_images, small_resnet, sweep, unfreeze, warm_restarts)
+    LRFind, LRScheduler, LayerNorm, Learner, Lion, LiveFigure, Muon, Optimizer, ParamScheduler, Progress, Pruner,
+    QuantLinear, RMSProp, RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SaveBest, TensorLoader, accuracy, affine,
+    check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, dequantize, digits, draw_few,
+    exp, explore, fake_quantize, features, few_shot, flatten_parameters, freeze, freeze_to, glyph_backbone, gray_to_rgb, imagenet_resnet,
+    imagenette, layer_groups, lin, load_weights, magnitude_mask, make_fast, mnist, nf4, one_cycle, pets, poly, prune, quantize,
+    replace_head, sgd_step, show, show_images, size_bytes, small_resnet, sweep, unfreeze, warm_restarts)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -45,6 +45,7 @@ BAD = {
     "count": [0, -1, 2.5, NAN, INF, *NO_NUMBERS],              # a whole number from 1
     "natural": [-1, 2.5, NAN, INF, *NO_NUMBERS],               # a whole number from 0
     "whole": [2.5, NAN, INF, *NO_NUMBERS],
+    "bits": [1, 0, 17, 8., True, NAN, *NO_NUMBERS],             # a whole number from 2, to 16 at most
     "above 0": [0, -1.5, NAN, INF, *NO_NUMBERS],
     "at least 0": [-1e-3, NAN, INF, *NO_NUMBERS],
     "finite": [NAN, INF, *NO_NUMBERS],
@@ -151,6 +152,15 @@ OPT = {"lr": "at least 0", "weight_decay": "at least 0", "params": "params"}
 DATA = {"batch_size": "count", "n_train": "count", "n_valid": "count", "seed": "whole", "transform": "function"}
 X, Y = data()
 CALLS = {
+    "quantize": (quantize, {"x": X}, {"x": "tensor", "bits": "bits"}),
+    "fake_quantize": (fake_quantize, {"x": X}, {"x": "tensor", "bits": "bits"}),
+    "dequantize": (dequantize, {"quantized": quantize(X)}, {"quantized": "tensor"}),
+    "nf4": (nf4, {"x": X}, {"x": "tensor", "block": "count"}),
+    "magnitude_mask": (magnitude_mask, {"tensors": [X], "amount": .5}, {"tensors": "params", "amount": "share"}),
+    "prune": (prune, {"model": net(), "amount": .5}, {"model": "module", "amount": "share"}),
+    "Pruner": (fit_with(Pruner), {"amount": .5}, {"amount": "share", "ramp": "share", "every": "count"}),
+    "QuantLinear": (QuantLinear, {"linear": nn.Linear(2, 3)}, {"linear": "module", "bits": "bits"}),
+    "size_bytes": (size_bytes, {"model": net()}, {"model": "module"}),
     "SGD": (SGD, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "RMSProp": (RMSProp, {"params": weights()}, {**OPT, "alpha": "below 1", "eps": "at least 0"}),
     "Adam": (Adam, {"params": weights()}, {**OPT, "betas": "betas", "eps": "at least 0"}),
@@ -281,7 +291,7 @@ LEFT_OUT = {
     "exceptions": {name for name in course_lib.__all__ if name.endswith(("Exception", "Error"))},
     "no arguments": {"Callback", "EVENTS", "ModelResetter", "MoveStatistics", "Recorder", "TerminateOnNaN",
                      "default_device", "use_style"},
-    "made by functions that are tried": {"Explorer", "Sweep"},
+    "made by functions that are tried": {"Explorer", "Quantized", "Sweep"},
     "needs MNIST on disk; takes what course_data does": {"mnist"},
     "a container: Learner looks at what is in it": {"DataLoaders"},
 }

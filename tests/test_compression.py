@@ -90,20 +90,15 @@ def test_channels_norms_and_pixels_go_along():
     model(torch.randn(30, 2, 8, 8))                        # running statistics of its own
     model = model.eval().double()
     smaller, silent = prune(model, .5, structured=True), copy.deepcopy(model)
-    keep = silent[0].weight.flatten(1).norm(dim=1).topk(4).indices
-    gone = torch.ones(8, dtype=torch.bool).index_fill(0, keep, False)
-    keep2 = silent[3][0].weight.flatten(1).norm(dim=1).topk(3).indices   # the inputs are still all there
-    gone2 = torch.ones(6, dtype=torch.bool).index_fill(0, keep2, False)
-    with torch.no_grad():
-        silent[0].weight[gone], silent[0].bias[gone], silent[1].weight[gone], silent[1].bias[gone] = 0, 0, 0, 0
-        silent[1].running_mean[gone] = 0
-    kept2 = prune(model, .5, structured=True)[3][0].weight
-    assert kept2.shape == (3, 4, 3, 3) and smaller[1].num_features == 4 and smaller[-1].in_features == 12
-    assert gone2.sum() == 3 and smaller[0].out_channels == 4 and smaller[3][0].in_channels == 4
-    only_first = nn.Sequential(*list(smaller)[:3])
+    assert smaller[1].num_features == smaller[0].out_channels == smaller[3][0].in_channels == 4
+    assert smaller[3][0].out_channels == 3 and smaller[-1].in_features == 12
+    for layer, n_kept in ((silent[0], 4), (silent[3][0], 3)):
+        gone = torch.ones(len(layer.weight), dtype=torch.bool).index_fill(0, layer.weight.flatten(1).norm(dim=1).topk(n_kept).indices, False)
+        with torch.no_grad(): layer.weight[gone] = 0
+        if layer.bias is None: continue
+        with torch.no_grad(): layer.bias[gone], silent[1].running_mean[gone], silent[1].bias[gone] = 0, 0, 0
     x = torch.randn(5, 2, 8, 8, dtype=F64)
-    torch.testing.assert_close(only_first(x), silent[:3](x)[:, ~gone], rtol=1e-10, atol=1e-10)
-    assert smaller(x).shape == (5, 10)
+    torch.testing.assert_close(smaller(x), silent(x), rtol=1e-10, atol=1e-10)
     F.cross_entropy(smaller(x), torch.arange(5)).backward()
 
 
@@ -140,10 +135,23 @@ def test_pruner_keeps_zeros_at_every_step(opt_func, ramp, device):
     if not ramp: assert min(shares) == pytest.approx(.8, abs=.01)
     else:
         assert shares[1] < .8
-        t = min(2 / 24 / ramp, 1.)
+        t = 1 / 24 / ramp                                  # a batch is counted when it is over
         assert shares[1] == pytest.approx(.8 * (1 - (1 - t) ** 3), abs=.01)
     learn.fit(1)
     assert share() < .8                                    # without it the zeros go
+
+
+def test_pruner_interrupted_or_on_a_model_without_weights():
+    dls = DataLoaders(TensorLoader(torch.randn(40, 6), torch.arange(40) % 3, 10), None)
+    learn = Learner(tiny(), dls, F.cross_entropy, lambda params: SGD(params, .1))
+    pruner = Pruner(.8, ramp=1., every=1)
+    pruner.after_batch = lambda learn: (_ for _ in ()).throw(KeyError("stop")) if pruner.n_steps == 2 else None
+    with pytest.raises(KeyError): learn.fit(1, cbs=[pruner])
+    assert sum((w == 0).sum() for w in weights_of(learn.model)) < 70     # no jump to the end
+    learn = Learner(nn.Sequential(nn.LayerNorm(6)), dls, F.cross_entropy, lambda params: SGD(params, .1))
+    with pytest.raises(ValueError, match="no linear"): learn.fit(1, cbs=[Pruner(.8)])
+    for bad in ({"ramp": 2.}, {"every": 0}, {"ramp": math.nan}, {"every": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(bad))): Pruner(.8, **bad)
 
 
 def test_size_bytes_counts_parameters_and_buffers_once():
@@ -280,7 +288,7 @@ def test_the_int8_layer_is_the_product_of_rounded_floats(shape, bias, device):
         rows = quantize(x.reshape(-1, 40), axis=0).dequantize().view(shape)
         torch.testing.assert_close(out, F.linear(rows, quantize(linear.weight, axis=0).dequantize(), linear.bias).detach(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(out, linear(x).detach(), rtol=.1, atol=.05)
-    assert torch.equal(quick(x)[:1], quick(x[:1])) or x.ndim == 1          # companions do not matter
+    if len(shape) > 1: assert torch.equal(out[:1], quick(x[:1]))            # companions do not matter
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -26,7 +26,7 @@ def up_to_8_bits(name, value): return bit_width(name, value, 8)
 
 
 def floats(name, value):
-    "A tensor of floating-point numbers, with at least one in it; those of 16 bits become float32."
+    "A tensor of floating-point numbers, with at least one in it."
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else shorten(value)
         refuse(name, "a floating-point tensor that is not empty", found)
@@ -39,6 +39,11 @@ def tensors(name, value):
     found = [floats(f"{name}[{i}]", tensor) for i, tensor in enumerate(value)]
     if not found: refuse(name, "a list of at least one tensor", value)
     return found
+
+
+def is_quantized(name, value):
+    if not hasattr(value, "q") or not hasattr(value, "scale"): refuse(name, "what quantize or nf4 gave", value)
+    return value
 
 
 def a_linear(name, value):
