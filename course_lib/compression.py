@@ -19,8 +19,8 @@ from .support.arguments import a_module, a_share, checked
 from .support.checks import positive_int
 from course_lib.support.compression import (
     a_linear, beside, bit_width, check_axis, check_finite, floats, hidden_layers, in_blocks,
-    int8_product, is_quantized, keep_channels, largest, resize, tensors, true_or_false, up_to_8_bits,
-    weights_of)
+    int8_product, is_quantized, keep_channels, largest, resize, tensors, true_or_false,
+    up_to_8_bits, weights_of)
 
 # %% ../nbs/16_compression.ipynb #16c00007
 def net_300_100():
@@ -117,7 +117,7 @@ def prune(model, amount, structured=False):
     for (layer, norms, after), keep in zip(chain, units): keep_units(layer, norms, after, keep)
     return model
 
-# %% ../nbs/16_compression.ipynb #16c00031
+# %% ../nbs/16_compression.ipynb #16c00032
 @dataclass(eq=False)
 class Quantized:
     """A tensor in few bits: x ≈ (q − zero) · scale.
@@ -148,7 +148,7 @@ def dequantize(quantized):
     if quantized.levels is not None: return quantized.levels[quantized.q.long()] * scale
     return (quantized.q.to(scale.dtype) - beside(quantized.zero, quantized)) * scale
 
-# %% ../nbs/16_compression.ipynb #16c00032
+# %% ../nbs/16_compression.ipynb #16c00033
 def scale_and_zero(x, bits, axis, symmetric):
     "One of each for x or for each slice of an axis, with as many axes as x."
     top = 2 ** (bits - 1) - 1
@@ -177,7 +177,7 @@ def quantize(x, bits=8, axis=None, symmetric=True):
     shape = [] if axis is None else [-1]
     return Quantized(q, scale.reshape(shape), zero.int().reshape(shape), bits, axis)
 
-# %% ../nbs/16_compression.ipynb #16c00041
+# %% ../nbs/16_compression.ipynb #16c00042
 @checked(x=floats, bits=bit_width, symmetric=true_or_false)
 def fake_quantize(x, bits=8, axis=None, symmetric=True):
     "What `quantize` leaves of x, as floats; the gradient goes through as if nothing had happened."
@@ -186,7 +186,7 @@ def fake_quantize(x, bits=8, axis=None, symmetric=True):
     found = (rounded(wide, scale, zero, bits, symmetric) - zero) * scale
     return found.to(x.dtype) + (x - x.detach())                    # adds 0, and x's gradient
 
-# %% ../nbs/16_compression.ipynb #16c00048
+# %% ../nbs/16_compression.ipynb #16c00049
 def nf4_levels():
     "The 16 levels of NF4: normal quantiles, 8 above 0, 7 below, and 0 itself (QLoRA, 2023)."
     end = 1 - (1 / 30 + 1 / 32) / 2
@@ -205,7 +205,7 @@ def nf4(x, block=64):
     q = codes.flatten()[:x.numel()].view(x.shape).to(torch.uint8)
     return Quantized(q, scale, torch.tensor(7, device=x.device), 4, block=block, levels=levels)
 
-# %% ../nbs/16_compression.ipynb #16c0004f
+# %% ../nbs/16_compression.ipynb #16c00050
 class QuantLinear(nn.Module):
     """A linear layer for use, not for training: weights in int8, one scale for each output; inputs
     become int8 on the way in, one scale for each row. bits: of the weights, 2 to 8.
@@ -228,7 +228,7 @@ class QuantLinear(nn.Module):
         out = torch.addcmul(self.bias, sums * scale, self.scale)
         return out.to(x.dtype).view(*x.shape[:-1], len(self.scale))
 
-# %% ../nbs/16_compression.ipynb #16c00050
+# %% ../nbs/16_compression.ipynb #16c00051
 @checked(model=a_module)
 def with_int8(model, bits=8):
     "A copy of the model in which each `nn.Linear` is a `QuantLinear`."

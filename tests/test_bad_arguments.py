@@ -24,11 +24,12 @@ from course_lib import (
     ActivationStats, Adam, AdamW, Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, CSVLogger, CenterCrop, DataError,
     DataLoaders, DownloadError, EarlyStopping, GlyphLoader, GradientAccumulation, GradientClip, GroupNorm, LAMB,
     LRFind, LRScheduler, LayerNorm, Learner, Lion, LiveFigure, Muon, Optimizer, ParamScheduler, Progress, Pruner,
-    QuantLinear, RMSProp, RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SaveBest, TensorLoader, accuracy, affine,
-    check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, dequantize, digits, draw_few,
-    exp, explore, fake_quantize, features, few_shot, flatten_parameters, freeze, freeze_to, glyph_backbone, gray_to_rgb, imagenet_resnet,
-    imagenette, layer_groups, lin, load_weights, magnitude_mask, make_fast, mnist, nf4, one_cycle, pets, poly, prune, quantize,
-    replace_head, sgd_step, show, show_images, size_bytes, small_resnet, sweep, unfreeze, warm_restarts)
+    QuantLinear, RMSProp, RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SaveBest, TensorLoader,
+    accuracy, affine, check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, dequantize,
+    digits, draw_few, exp, explore, fake_quantize, features, few_shot, flatten_parameters, freeze, freeze_to,
+    glyph_backbone, gray_to_rgb, imagenet_resnet, imagenette, layer_groups, lin, load_weights, magnitude_mask,
+    make_fast, mnist, nf4, one_cycle, pets, poly, prune, quantize, replace_head, sgd_step, show, show_images,
+    size_bytes, small_resnet, sweep, unfreeze, warm_restarts)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf

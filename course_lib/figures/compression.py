@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..compression import QuantLinear, prune, size_bytes, with_int8
 from ..support.compression import layers_of
 from ..support.live import LiveFigure, explore
-from ..support.plots import COLORS, GHOST, styled
+from ..support.plots import COLORS, GHOST, LABEL_BOX, styled
 
 ROWS = {"accuracy": "right", "bytes": "in memory", "file_bytes": "in a file, zipped", "ms": "time for 256 images"}
 
@@ -70,11 +70,11 @@ def compression_explorer(model, part, n_images=2000):
     left.legend(loc="upper right")
     artists, bars = [now], {}
     right.axvline(100, color=GHOST, ls="--", lw=1)
-    for place, (name, label) in enumerate(ROWS.items()):
+    for place, name in enumerate(ROWS):
         at = len(ROWS) - place
         color = COLORS["green" if name == "accuracy" else "orange"]
         [bar] = right.plot([], [], lw=16, ls="-", solid_capstyle="butt", color=color)
-        text = right.text(0, at, "", va="center", fontsize=11)
+        text = right.text(0, at, "", va="center", fontsize=11, bbox=LABEL_BOX)
         bars[name] = at, bar, text
         artists += [bar, text]
     right.set_yticks(range(len(ROWS), 0, -1), ROWS.values())
