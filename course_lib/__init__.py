@@ -24,6 +24,8 @@ from course_lib.learning_rate import (
     warm_restarts)
 from course_lib.momentum import (
     SGD, average_grad, average_grad_dampened, l2_reg, momentum_step, nesterov_step)
+from course_lib.regularization import (
+    SGDW, Dropout, DropPath, drop_path_rates, smooth_labels, soft_cross_entropy)
 from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.support.files import DamagedFileError, DataError, DownloadError
@@ -46,19 +48,20 @@ __all__ = [
     "ActivationStats", "Adam", "AdamW", "Autocast", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CSVLogger",
     "Callback", "CancelBatchException", "CancelEpochException", "CancelException", "CancelFitException",
     "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop", "DamagedFileError",
-    "DataError", "DataLoaders", "DownloadError", "EVENTS", "EarlyStopping", "Explorer", "GlyphLoader",
-    "GradientAccumulation", "GradientClip", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner",
-    "Lion", "LiveFigure", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "ParamScheduler", "Progress",
-    "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop", "Recorder",
-    "SGD", "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine", "average_grad",
-    "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const", "cos",
-    "count_steps", "course_data", "decay_weights_only", "default_device", "denormalise", "dequantize", "digits",
-    "draw_few", "exp", "explore", "fake_quantize", "features", "few_shot", "fine_tune", "fit_one_cycle",
-    "flatten_parameters", "freeze", "freeze_to", "glyph_backbone", "gray_to_rgb", "imagenet_resnet", "imagenette",
-    "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "magnitude_mask", "make_fast",
-    "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4", "one_cycle", "pets", "poly", "prune", "quantize",
-    "replace_head", "rms_prop_step", "sgd_step", "show", "show_images", "size_bytes", "small_resnet", "sweep", "tta",
-    "unfreeze", "use_style", "warm_restarts", "weight_decay"]
+    "DataError", "DataLoaders", "DownloadError", "DropPath", "Dropout", "EVENTS", "EarlyStopping", "Explorer",
+    "GlyphLoader", "GradientAccumulation", "GradientClip", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm",
+    "Learner", "Lion", "LiveFigure", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "ParamScheduler",
+    "Progress", "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandomAffine", "RandomResizedCrop",
+    "Recorder", "SGD", "SGDW", "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "affine",
+    "average_grad", "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "check_setup", "combine", "const",
+    "cos", "count_steps", "course_data", "decay_weights_only", "default_device", "denormalise", "dequantize", "digits",
+    "draw_few", "drop_path_rates", "exp", "explore", "fake_quantize", "features", "few_shot", "fine_tune",
+    "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to", "glyph_backbone", "gray_to_rgb", "imagenet_resnet",
+    "imagenette", "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step", "load_weights", "lr_find",
+    "magnitude_mask", "make_fast", "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4", "one_cycle", "pets",
+    "poly", "prune", "quantize", "replace_head", "rms_prop_step", "sgd_step", "show", "show_images", "size_bytes",
+    "small_resnet", "smooth_labels", "soft_cross_entropy", "sweep", "tta", "unfreeze", "use_style", "warm_restarts",
+    "weight_decay"]
 
 
 def __getattr__(name):

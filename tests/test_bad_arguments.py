@@ -22,14 +22,15 @@ from torch import nn
 import course_lib
 from course_lib import (
     ActivationStats, Adam, AdamW, Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, CSVLogger, CenterCrop, DataError,
-    DataLoaders, DownloadError, EarlyStopping, GlyphLoader, GradientAccumulation, GradientClip, GroupNorm, LAMB,
-    LRFind, LRScheduler, LayerNorm, Learner, Lion, LiveFigure, Muon, Optimizer, ParamScheduler, Progress, Pruner,
-    QuantLinear, RMSProp, RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SaveBest, TensorLoader,
-    accuracy, affine, check_setup, combine, const, cos, course_data, decay_weights_only, denormalise, dequantize,
-    digits, draw_few, exp, explore, fake_quantize, features, few_shot, flatten_parameters, freeze, freeze_to,
-    glyph_backbone, gray_to_rgb, imagenet_resnet, imagenette, layer_groups, lin, load_weights, magnitude_mask,
-    make_fast, mnist, nf4, one_cycle, pets, poly, prune, quantize, replace_head, sgd_step, show, show_images,
-    size_bytes, small_resnet, sweep, unfreeze, warm_restarts)
+    DataLoaders, DownloadError, DropPath, Dropout, EarlyStopping, GlyphLoader, GradientAccumulation, GradientClip,
+    GroupNorm, LAMB, LRFind, LRScheduler, LayerNorm, Learner, Lion, LiveFigure, Muon, Optimizer, ParamScheduler,
+    Progress, Pruner, QuantLinear, RMSProp, RNNRegularizer, RandomAffine, RandomResizedCrop, Recorder, SGD, SGDW,
+    SaveBest, TensorLoader, accuracy, affine, check_setup, combine, const, cos, course_data, decay_weights_only,
+    denormalise, dequantize, digits, draw_few, drop_path_rates, exp, explore, fake_quantize, features, few_shot,
+    flatten_parameters, freeze, freeze_to, glyph_backbone, gray_to_rgb, imagenet_resnet, imagenette, layer_groups, lin,
+    load_weights, magnitude_mask, make_fast, mnist, nf4, one_cycle, pets, poly, prune, quantize, replace_head,
+    sgd_step, show, show_images, size_bytes, small_resnet, smooth_labels, soft_cross_entropy, sweep, unfreeze,
+    warm_restarts)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -163,6 +164,14 @@ CALLS = {
     "QuantLinear": (QuantLinear, {"linear": nn.Linear(2, 3)}, {"linear": "module", "bits": "bits"}),
     "size_bytes": (size_bytes, {"model": net()}, {"model": "module"}),
     "SGD": (SGD, {"params": weights()}, {**OPT, "momentum": "below 1"}),
+    "SGDW": (SGDW, {"params": weights()}, {**OPT, "momentum": "below 1"}),
+    "Dropout": (Dropout, {"p": .5}, {"p": "share"}),
+    "DropPath": (DropPath, {"p": .5}, {"p": "share"}),
+    "drop_path_rates": (drop_path_rates, {"p": .5, "n": 3}, {"p": "share", "n": "count"}),
+    "smooth_labels": (smooth_labels, {"targets": Y, "n_classes": 3},
+                      {"targets": "tensor", "n_classes": "count", "a": "share"}),
+    "soft_cross_entropy": (soft_cross_entropy, {"logits": torch.zeros(24, 3), "targets": Y},
+                           {"logits": "tensor", "targets": "tensor"}),
     "RMSProp": (RMSProp, {"params": weights()}, {**OPT, "alpha": "below 1", "eps": "at least 0"}),
     "Adam": (Adam, {"params": weights()}, {**OPT, "betas": "betas", "eps": "at least 0"}),
     "AdamW": (AdamW, {"params": weights()}, {**OPT, "betas": "betas", "eps": "at least 0"}),
