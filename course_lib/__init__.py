@@ -15,6 +15,8 @@ from course_lib.batchnorm import (
     Autocast, BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, make_fast)
 from course_lib.callbacks import (
     ActivationStats, CSVLogger, EarlyStopping, GradientAccumulation, GradientClip, Progress, Recorder, SaveBest)
+from course_lib.compression import (
+    Pruner, Quantized, QuantLinear, dequantize, fake_quantize, magnitude_mask, nf4, prune, quantize, size_bytes)
 from course_lib.data import DataLoaders, RandomAffine, TensorLoader, affine, course_data, digits, mnist
 from course_lib.learner import (
     EVENTS, Callback, CancelBatchException, CancelEpochException, CancelException, CancelFitException,
@@ -58,18 +60,19 @@ __all__ = [
     "EarlyStopping", "Explorer", "Flip", "GaussianBlur", "GlyphLoader", "GradientAccumulation", "GradientClip",
     "Grayscale", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner", "Lion", "LiveFigure",
     "MixUp", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "PCAColor", "ParamScheduler", "Perspective",
-    "Progress", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine", "RandomCrop", "RandomResizedCrop",
-    "Recorder", "Rotate", "SGD", "SGDW", "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy",
-    "adam_step", "adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "adjust_sharpness",
-    "affine", "autocontrast", "average_grad", "average_grad_dampened", "average_grad_slow", "average_sqr_grad",
-    "backtranslate", "check_setup", "combine", "const", "cos", "count_steps", "course_data", "crop",
-    "decay_weights_only", "default_device", "delete", "denormalise", "digits", "draw_few", "drop_path_rates",
-    "equalize", "erase", "exp", "explore", "features", "few_shot", "fine_tune", "fit_one_cycle",
-    "flatten_parameters", "freeze", "freeze_to", "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb",
-    "grayscale", "hflip", "imagenet_resnet", "imagenette", "insert", "invert", "l2_reg", "lamb_step",
-    "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "make_fast", "mnist", "momentum_step",
-    "muon_step", "nesterov_step", "one_cycle", "perspective", "pets", "poly", "posterize", "replace",
-    "replace_head", "rms_prop_step", "rotate", "sgd_step", "shear", "show", "show_images", "shuffle_sentences",
+    "Progress", "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine",
+    "RandomCrop", "RandomResizedCrop", "Recorder", "Rotate", "SGD", "SGDW", "SaveBest", "Sweep", "TensorLoader",
+    "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness", "adjust_contrast", "adjust_hue",
+    "adjust_saturation", "adjust_sharpness", "affine", "autocontrast", "average_grad", "average_grad_dampened",
+    "average_grad_slow", "average_sqr_grad", "backtranslate", "check_setup", "combine", "const", "cos",
+    "count_steps", "course_data", "crop", "decay_weights_only", "default_device", "delete", "denormalise",
+    "dequantize", "digits", "draw_few", "drop_path_rates", "equalize", "erase", "exp", "explore", "fake_quantize",
+    "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to",
+    "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb", "grayscale", "hflip", "imagenet_resnet",
+    "imagenette", "insert", "invert", "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step", "load_weights",
+    "lr_find", "magnitude_mask", "make_fast", "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4",
+    "one_cycle", "perspective", "pets", "poly", "posterize", "prune", "quantize", "replace", "replace_head",
+    "rms_prop_step", "rotate", "sgd_step", "shear", "show", "show_images", "shuffle_sentences", "size_bytes",
     "small_resnet", "smooth_labels", "soft_cross_entropy", "solarize", "swap", "sweep", "synonyms", "translate",
     "tta", "unfreeze", "use_style", "warm_restarts", "weight_decay", "words_of"]
 

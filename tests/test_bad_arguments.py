@@ -24,16 +24,17 @@ from course_lib import (
     accuracy, ActivationStats, Adam, AdamW, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation,
     adjust_sharpness, affine, Autocast, autocontrast, backtranslate, BatchNorm1d, BatchNorm2d, BatchNorm3d,
     CenterCrop, check_setup, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout,
-    DataError, DataLoaders, decay_weights_only, delete, denormalise, digits, DownloadError, draw_few,
-    drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore, features, few_shot,
-    flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses, glyph_backbone, GlyphLoader,
-    GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm, hflip, imagenet_resnet,
-    imagenette, insert, invert, LAMB, layer_groups, LayerNorm, Learner, lin, Lion, LiveFigure, load_weights, LRFind,
-    LRScheduler, make_fast, MixUp, mnist, Muon, one_cycle, Optimizer, ParamScheduler, PCAColor, Perspective,
-    perspective, pets, poly, posterize, Progress, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop,
-    Recorder, replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, SaveBest, SGD, sgd_step, SGDW, shear,
-    show, show_images, shuffle_sentences, small_resnet, smooth_labels, soft_cross_entropy, solarize, swap, sweep,
-    synonyms, TensorLoader, translate, unfreeze, warm_restarts, words_of)
+    DataError, DataLoaders, decay_weights_only, delete, denormalise, dequantize, digits, DownloadError, draw_few,
+    drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore, fake_quantize, features,
+    few_shot, flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses, glyph_backbone,
+    GlyphLoader, GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm, hflip,
+    imagenet_resnet, imagenette, insert, invert, LAMB, layer_groups, LayerNorm, Learner, lin, Lion, LiveFigure,
+    load_weights, LRFind, LRScheduler, magnitude_mask, make_fast, MixUp, mnist, Muon, nf4, one_cycle, Optimizer,
+    ParamScheduler, PCAColor, perspective, Perspective, pets, poly, posterize, Progress, prune, Pruner, quantize,
+    QuantLinear, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop, Recorder, replace, replace_head, RMSProp,
+    RNNRegularizer, Rotate, rotate, SaveBest, SGD, sgd_step, SGDW, shear, show, show_images, shuffle_sentences,
+    size_bytes, small_resnet, smooth_labels, soft_cross_entropy, solarize, swap, sweep, synonyms, TensorLoader,
+    translate, unfreeze, warm_restarts, words_of)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -50,6 +51,7 @@ BAD = {
     "count": [0, -1, 2.5, NAN, INF, *NO_NUMBERS],              # a whole number from 1
     "natural": [-1, 2.5, NAN, INF, *NO_NUMBERS],               # a whole number from 0
     "whole": [2.5, NAN, INF, *NO_NUMBERS],
+    "bits": [1, 0, 17, 8., True, NAN, *NO_NUMBERS],             # a whole number from 2, to 16 at most
     "above 0": [0, -1.5, NAN, INF, *NO_NUMBERS],
     "at least 0": [-1e-3, NAN, INF, *NO_NUMBERS],
     "finite": [NAN, INF, *NO_NUMBERS],
@@ -70,7 +72,7 @@ BAD = {
     "odd": [0, 2, -1, 2.5, NAN, *NO_NUMBERS],
     "magnitude": [-1, 31, NAN, INF, *NO_NUMBERS],
     "half": [-.6, .6, NAN, INF, *NO_NUMBERS],
-    "bits": [-1, 9, 2.5, NAN, INF, *NO_NUMBERS],
+    "kept bits": [-1, 9, 2.5, NAN, INF, *NO_NUMBERS],
     "angle": [-90, 90, NAN, INF, *NO_NUMBERS],
     "callbacks": [3, "f", [3], ["f"], [Recorder], Strange()],
     "dls": [3, "x", None, [1, 2], Strange()],
@@ -165,6 +167,15 @@ X, Y = data()
 X01 = X.sigmoid()
 RGB, CORNERS = X01.expand(-1, 3, -1, -1), torch.tensor([[0., 0.], [28., 0.], [28., 28.], [0., 28.]])
 CALLS = {
+    "quantize": (quantize, {"x": X}, {"x": "tensor", "bits": "bits"}),
+    "fake_quantize": (fake_quantize, {"x": X}, {"x": "tensor", "bits": "bits"}),
+    "dequantize": (dequantize, {"quantized": quantize(X)}, {"quantized": "tensor"}),
+    "nf4": (nf4, {"x": X}, {"x": "tensor", "block": "count"}),
+    "magnitude_mask": (magnitude_mask, {"tensors": [X], "amount": .5}, {"tensors": "params", "amount": "share"}),
+    "prune": (prune, {"model": net(), "amount": .5}, {"model": "module", "amount": "share"}),
+    "Pruner": (fit_with(Pruner), {"amount": .5}, {"amount": "share", "ramp": "share", "every": "count"}),
+    "QuantLinear": (QuantLinear, {"linear": nn.Linear(2, 3)}, {"linear": "module", "bits": "bits"}),
+    "size_bytes": (size_bytes, {"model": net()}, {"model": "module"}),
     "SGD": (SGD, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "SGDW": (SGDW, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "Dropout": (Dropout, {"p": .5}, {"p": "share"}),
@@ -311,7 +322,7 @@ CALLS = {
     "adjust_hue": (adjust_hue, {"x": X01, "factor": .1}, {"x": "images", "factor": "half"}),
     "gaussian_blur": (gaussian_blur, {"x": X01, "kernel_size": 3, "sigma": 1.},
                       {"x": "images", "kernel_size": "odd", "sigma": "above 0"}),
-    "posterize": (posterize, {"x": X01, "bits": 4}, {"x": "images", "bits": "bits"}),
+    "posterize": (posterize, {"x": X01, "bits": 4}, {"x": "images", "bits": "kept bits"}),
     "solarize": (solarize, {"x": X01, "threshold": .5}, {"x": "images", "threshold": "share"}),
     "crop": (crop, {"x": X01, "top": 0, "left": 0, "height": 4, "width": 4},
              {"x": "images", "top": "natural", "left": "natural", "height": "count", "width": "count"}),
@@ -344,7 +355,7 @@ LEFT_OUT = {
     "exceptions": {name for name in course_lib.__all__ if name.endswith(("Exception", "Error"))},
     "no arguments": {"Callback", "EVENTS", "ModelResetter", "MoveStatistics", "Recorder", "TerminateOnNaN",
                      "default_device", "use_style"},
-    "made by functions that are tried": {"Explorer", "Sweep"},
+    "made by functions that are tried": {"Explorer", "Quantized", "Sweep"},
     "needs MNIST on disk; takes what course_data does": {"mnist"},
     "a container: Learner looks at what is in it": {"DataLoaders"},
 }

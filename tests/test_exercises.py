@@ -117,11 +117,18 @@ def torchs_average(model, batches):
     return model.eval()
 
 
+def torchs_fake(x, bits):
+    top = 2 ** (bits - 1) - 1
+    scale = x.detach().abs().amax(1).clamp(min=1e-30) / top
+    return torch.fake_quantize_per_channel_affine(x, scale, torch.zeros(len(x), dtype=torch.int32), 0, -top, top)
+
+
 TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
     "MyOptimizer": TorchsSGD, "my_momentum": torchs_momentum, "my_rmsprop": torchs_rmsprop,
     "my_adam": torchs_stepper(torch.optim.Adam),
     "amsgrad_step": torchs_stepper(partial(torch.optim.Adam, amsgrad=True)),
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
+    "my_fake_quantize": torchs_fake,
     "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps), "MyDropout": torch.nn.Dropout,
     "average_grad_torch": torchs_buffer, "centered_step": torchs_centered, "adapted": torchs_average,
     "folded": lambda linear, norm: torch.nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval())}

@@ -95,7 +95,7 @@ def mix_explorer(nets, x, y):
     bars.legend(loc="upper center", ncols=3, fontsize=9, bbox_to_anchor=(.5, 1.0))
     bars.set_ylim(0, 1.2)
     bars.set_yticks([0, .5, 1])
-    for (name, net), (color, ls, marker) in zip(nets.items(), STYLES):
+    for name, (color, ls, marker) in zip(nets, STYLES):
         [lines[name]] = way.plot([], [], color=color, ls=ls, marker=marker, markevery=5, label=name)
         artists.append(lines[name])
     way.plot([0, 1], [0, 1], color=GHOST, ls=":", label="the label")
@@ -141,7 +141,7 @@ def forest_figure(rows, xlabel):
     fig = Figure(figsize=(9, .75 + .42 * len(rows)))
     ax = fig.subplots()
     ax.axvline(0, color=INK, lw=1)
-    for at, (name, gain) in enumerate(rows.items()):
+    for at, gain in enumerate(rows.values()):
         color, marker = (COLORS["blue"], "o") if gain.low > 0 else (COLORS["orange"], "X") if gain.high < 0 else (INK, "d")
         ax.plot(gain.differences.numpy(), np.full(len(gain.differences), at + .22), ls="", marker=".", ms=4, color=GHOST)
         ax.plot(gain.interval, [at, at], ls="-", lw=3, color=color, solid_capstyle="butt")
