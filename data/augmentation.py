@@ -4,9 +4,10 @@
 
 `reader`, a small net of convolutions, sees a hundred images, batch by batch, changed in one way. The strength and the
 rate are those of highest validation accuracy, the mean of two seeds (100, 101) that are used for nothing else. With
-these, seeds 0 to 19 draw other initial weights and are judged on test images. All seeds of one way see the same batches.
+these, seeds 0 to 19 draw other initial weights and are judged on test images. All seeds of a way see the same batches.
 things: pictures painted by course_lib.support.pictures. search: every pair of twenty operations, trained for a short
-time, on the digits of MNIST. attack: accuracy after a step of the pixels against the net (FGSM, Goodfellow et al., 2015).
+time, on the digits of MNIST. attack: accuracy after a step of the pixels against the net (FGSM, Goodfellow et al.,
+2015).
 """
 import json
 import sys
@@ -45,7 +46,8 @@ def ways(n_classes, x):
     if x.shape[1] == 1: return found | {
         "perspective": (lambda s: [Perspective(s)], [.2, .4]), "blur": (lambda s: [GaussianBlur(5, (.1, s))], [1, 2])}
     return found | {
-        "color jitter": (lambda s: [ColorJitter(s, s, s, s / 4)], [.4, .8]), "grayscale": (lambda s: [Grayscale(s)], [.2, .5]),
+        "color jitter": (lambda s: [ColorJitter(s, s, s, s / 4)], [.4, .8]),
+        "grayscale": (lambda s: [Grayscale(s)], [.2, .5]),
         "PCA color": (lambda s: [PCAColor(x, s)], [.1, 1.])}
 
 
@@ -93,7 +95,9 @@ def measure_ways(name, few, valid, test):
         usual = lambda s: [Flip(), RandomCrop(4), ColorJitter(s, s, s, s / 4)]
         todo["flip, crop, color jitter"] = usual, [.4, .8]
         todo["flip, crop, cutmix"] = lambda s: [Flip(), RandomCrop(4), CutMix(n_classes, s)], [.3, 1]
-    else: todo |= {f"affine, {other}": other for other in ("cutout", "mixup", "cutmix") if other not in LEFT_OUT.get(name, ())}
+    else:
+        others = [other for other in ("cutout", "mixup", "cutmix") if other not in LEFT_OUT.get(name, ())]
+        todo |= {f"affine, {other}": other for other in others}
     for way, how in todo.items():
         if isinstance(how, str): how = combined(how, found["affine"]["strength"], n_classes)
         found[way] = measure(model, few, valid, test, *how)
@@ -165,7 +169,8 @@ def main():
         elif part in ("search", "attack"):
             dls = mnist(device="cpu")
             few, valid, test = few_digits(dls, 10 if part == "search" else 200)
-            found = measure_search(few, valid, test) if part == "search" else measure_attack(few, [t[:1000] for t in test])
+            if part == "search": found = measure_search(few, valid, test)
+            else: found = measure_attack(few, [t[:1000] for t in test])
         else: found = measure_ways(part, *few_digits({"mnist": mnist, "digits": digits}[part](device="cpu")))
         path = embedded("results/augmentation.json")
         others = json.loads(path.read_text()) if path.exists() else {}

@@ -149,7 +149,7 @@ def test_each_room_imports_on_its_own_methods_included(room, alone):
 
 def test_the_surface_is_one_that_can_be_known():
     names = course_lib.__all__
-    assert len(names) <= 130 and len(set(names)) == len(names) and not any(name.startswith("_") for name in names)
+    assert len(names) <= 200 and len(set(names)) == len(names) and not any(name.startswith("_") for name in names)
     assert inspect.isfunction(course_lib.sweep)
     assert set(names) <= set(dir(course_lib))
     public = {name for name, value in vars(course_lib).items()
