@@ -396,7 +396,8 @@ def test_a_list_of_transforms_is_done_in_turn():
     assert torch.equal(xb, 2 * (x + 1)) and torch.equal(yb, y + 1)
     [(xb, yb)] = TensorLoader(x, y, N, transform=[])
     assert torch.equal(xb, x) and torch.equal(yb, y)
-    with pytest.raises(ValueError, match=r"transform\[1\] must be a function"): TensorLoader(x, y, N, transform=[first, 3])
+    with pytest.raises(ValueError, match=r"transform\[1\] must be a function"):
+        TensorLoader(x, y, N, transform=[first, 3])
 
 
 def test_painted_things_repeat_and_look_both_ways():

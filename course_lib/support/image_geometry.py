@@ -1,9 +1,6 @@
-"""Places of pixels in whole batches, each image by its own amount: turn, shift, slant, mirror, cut out, erase.
+"""Places of pixels in whole batches, each image by its own amount: as torchvision's functions, bilinear, image by image.
 
-x: float images `[n, channels, height, width]` of any range; an amount is a number or a tensor `[n]`. Results are new
-tensors on the same device. What asks for values between pixels is bilinear. fill: the value outside of the image.
-Equal, image by image, to torchvision's `transforms.v2.functional` with bilinear interpolation.
-"""
+x: float images `[n, channels, height, width]`; an amount: a number or `[n]`; fill: the outside. Results are new."""
 import torch
 import torch.nn.functional as F
 
