@@ -4,7 +4,7 @@ x: float images `[n, channels, height, width]`; an amount: a number or `[n]`; fi
 import torch
 import torch.nn.functional as F
 
-from .arguments import checked, finite
+from .arguments import checked, finite, refuse
 from .augmentation import ANY, image_op, per_image
 from .checks import whole_number
 from .data import pixel_positions
@@ -117,7 +117,9 @@ def crop(x, top, left, height, width):
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def _pixels(name, value, x, *limits): return per_image(name, value, x, *limits, dtype=torch.long)
+def _pixels(name, value, x, *limits):
+    if isinstance(value, float) and value % 1: refuse(name, "a whole number", value)
+    return per_image(name, value, x, *limits, dtype=torch.long)
 
 
 def box(x, top, left, height, width):
