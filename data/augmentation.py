@@ -1,12 +1,13 @@
 """What is each augmentation of chapter 13 worth? Writes data/results/augmentation.json.
 
-    python data/augmentation.py [mnist] [digits] [things] [search] [attack]     about ten minutes for each, one core
+    python data/augmentation.py [mnist] [digits] [things] [search] [attack]     about ten minutes for each on one core
 
 `reader`, a small net of convolutions, sees a hundred images, batch by batch, changed in one way. The strength and the
 rate are those of highest validation accuracy, the mean of two seeds (100, 101) that are used for nothing else. With
 these, seeds 0 to 19 draw other initial weights and are judged on test images. All seeds of a way see the same batches.
 things: pictures painted by course_lib.support.pictures. search: every pair of twenty operations, trained for a short
-time, on the digits of MNIST. attack: accuracy after a step against the net (FGSM, Goodfellow et al., 2015).
+time, on the digits of MNIST. attack: accuracy after a step of the pixels against the net (FGSM, Goodfellow et al.,
+2015).
 """
 import json
 import sys
@@ -95,8 +96,8 @@ def measure_ways(name, few, valid, test):
         todo["flip, crop, color jitter"] = usual, [.4, .8]
         todo["flip, crop, cutmix"] = lambda s: [Flip(), RandomCrop(4), CutMix(n_classes, s)], [.3, 1]
     else:
-        others = {"cutout", "mixup", "cutmix"} - set(LEFT_OUT.get(name, ()))
-        todo |= {f"affine, {other}": other for other in sorted(others)}
+        others = [other for other in ("cutout", "mixup", "cutmix") if other not in LEFT_OUT.get(name, ())]
+        todo |= {f"affine, {other}": other for other in others}
     for way, how in todo.items():
         if isinstance(how, str): how = combined(how, found["affine"]["strength"], n_classes)
         found[way] = measure(model, few, valid, test, *how)

@@ -11,7 +11,12 @@ from torchvision.transforms.v2 import functional as V
 from course_lib.support import image_color as color
 from course_lib.support import image_geometry as geometry
 from course_lib import augmentation as ours
+from course_lib.augmentation import reader
+from course_lib.data import TensorLoader, digits
+from course_lib.figures.augmentation import gains
 from course_lib.support.augmentation import uniform
+from course_lib.support.pictures import few_digits, painted
+from course_lib.support.results import results
 from tiny import every_device
 
 BILINEAR = InterpolationMode.BILINEAR
@@ -380,3 +385,47 @@ def test_colours_have_one_channel_or_three(name):
 @pytest.mark.parametrize("name", ["MixUp", "CutMix"])
 def test_targets_that_cannot_be_mixed_are_refused(name, y):
     with pytest.raises(ValueError, match="yb|target"): getattr(ours, name)(10)(photos(), y)
+
+
+# What the chapter needs besides: lists of transforms, its net and its pictures
+
+def test_a_list_of_transforms_is_done_in_turn():
+    x, y = photos(), torch.arange(N)
+    first, second = (lambda xb, yb: (xb + 1, yb)), (lambda xb, yb: (2 * xb, yb + 1))
+    [(xb, yb)] = TensorLoader(x, y, N, transform=[first, second])
+    assert torch.equal(xb, 2 * (x + 1)) and torch.equal(yb, y + 1)
+    [(xb, yb)] = TensorLoader(x, y, N, transform=[])
+    assert torch.equal(xb, x) and torch.equal(yb, y)
+    with pytest.raises(ValueError, match=r"transform\[1\] must be a function"):
+        TensorLoader(x, y, N, transform=[first, 3])
+
+
+def test_painted_things_repeat_and_look_both_ways():
+    x, y, names = painted(64)
+    again, *_ = painted(16)
+    assert torch.equal(again, x[:16]) and x.shape == (64, 3, 32, 32) and 0 <= x.min() and x.max() <= 1
+    assert y.bincount().tolist() == [8] * 8 == [len(names)] * 8
+    assert not torch.equal(painted(8, seed=1)[0], x[:8])
+
+
+def test_few_digits_are_ten_of_each_and_apart_from_those_that_choose_and_judge():
+    few, valid, test = few_digits(digits(device="cpu"))
+    assert few[1].bincount().tolist() == [10] * 10 and 0 <= few[0].min() and few[0].max() <= 1
+    rows = torch.cat([part[0] for part in (few, valid, test)]).flatten(1)
+    assert len(rows.unique(dim=0)) > len(rows) - 10  # some of the embedded digits are alike
+
+
+def test_reader_halves_the_sides_twice():
+    assert reader()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert reader(3, 32, 8)(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
+
+
+def test_results_hold_twenty_seeds_and_the_change_of_sign():
+    stored = results("augmentation")
+    for name in ("mnist", "digits", "things"):
+        assert all(len(run["accuracy"]) == 20 and run["strength"] in run["strengths"] for run in stored[name].values())
+    for name in ("mnist", "digits"):
+        assert gains(stored[name])["flip"].high < 0 < gains(stored[name])["affine"].low
+        assert gains(stored[name], "affine")["affine, mixup"].low > 0
+    assert gains(stored["mnist"])["mixup"].high < 0 < gains(stored["things"])["flip"].low
+    assert len(stored["search"]["table"]) == 210

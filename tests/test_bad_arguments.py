@@ -327,7 +327,7 @@ CALLS = {
     "crop": (crop, {"x": X01, "top": 0, "left": 0, "height": 4, "width": 4},
              {"x": "images", "top": "natural", "left": "natural", "height": "count", "width": "count"}),
     "erase": (erase, {"x": X01, "top": 0, "left": 0, "height": 4, "width": 4},
-              {"x": "images", "top": "finite", "left": "finite", "height": "at least 0", "width": "at least 0",
+              {"x": "images", "top": "whole", "left": "whole", "height": "natural", "width": "natural",
                "value": "finite"}),
     "rotate": (rotate, {"x": X01, "degrees": 10}, {"x": "images", "degrees": "finite", "fill": "finite"}),
     "translate": (translate, {"x": X01}, {"x": "images", "right": "finite", "down": "finite", "fill": "finite"}),

@@ -253,9 +253,9 @@ def mix_and_look(answer, n_classes, alpha, _seed):
         rest = weights.diag()[~alone]
         found["one λ for the whole batch"] &= len(rest) < 2 or bool(rest.max() - rest.min() < 1e-4)
         swapped = torch.where(alone[:, None], shares, shares + shares[other] - weights @ shares)
-        ways = {RIGHT: weights @ shares, "as they were": shares, "mixed with λ and 1 - λ swapped": swapped}
-        name = next((way for way, right in ways.items() if targets.shape == right.shape
-                     and torch.allclose(targets.float(), right, atol=1e-4)), "something else")
+        known = {RIGHT: weights @ shares, "as they were": shares, "mixed with λ and 1 - λ swapped": swapped}
+        fits = lambda right: targets.shape == right.shape and torch.allclose(targets.float(), right, atol=1e-4)
+        name = next((name for name, right in known.items() if fits(right)), "something else")
         if name != RIGHT: wrong.append(name)
         if len(rest): lams.append(rest.mean().item())
         partners.add(tuple(other.tolist()))

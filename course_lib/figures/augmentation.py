@@ -35,12 +35,12 @@ def batch_explorer(pictures):
     pictures: name -> images `[8, 1 or 3, size, size]` from 0 to 1, and their targets. `.state`: pictures, augmentation,
     strength, change: the mean change of a pixel; share: of the first picture's target, what is left with it.
     """
-    fig = Figure(figsize=(9, 4.9))
+    fig = Figure(figsize=(9, 4.2))
     ax = fig.subplots()
     ax.set_axis_off()
     image, names = ax.imshow(np.zeros((4, 8, 3)), extent=(0, 8, 0, 4)), list(pictures)
     ax.axhline(3, color=INK, lw=3)
-    fig.text(.01, .87, "as it was", fontsize=11), fig.text(.01, .4, "changed", fontsize=11)
+    fig.text(.01, .86, "as it was", fontsize=11), fig.text(.01, .38, "changed", fontsize=11)
     fig.get_layout_engine().set(rect=(.1, 0, .9, 1))
     live = LiveFigure(fig, [image], alt="A sheet of pictures in four rows of eight: the first row as it was, below it three "
                                         "times the same batch, each picture changed by chance.")
@@ -151,7 +151,6 @@ def forest_figure(rows, xlabel):
     ax.set_yticks(range(len(rows)), rows)
     ax.set(ylim=(len(rows) - .5, -.5), xlabel=xlabel)
     ax.grid(axis="y", visible=False)
-    fig.get_layout_engine().set(rect=(0, 0, .84, 1))
     return fig
 
 

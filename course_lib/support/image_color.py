@@ -1,9 +1,6 @@
-"""Colours of whole batches, each image by its own amount: the functions of the same names in torchvision's
-`transforms.v2.functional`, equal to them image by image.
+"""Colours of whole batches, each image by its own amount: as torchvision's functions of these names, image by image.
 
-x: float images `[n, channels, height, width]` with values in [0, 1], 1 or 3 channels; an amount is a number or a
-tensor `[n]`. Results are new tensors on the same device. `ValueError` for amounts out of range.
-"""
+x: float images `[n, 1 or 3 channels, height, width]` in [0, 1]; an amount: a number or `[n]`. Results are new tensors."""
 import math
 
 import torch

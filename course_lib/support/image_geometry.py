@@ -1,13 +1,10 @@
-"""Places of pixels in whole batches, each image by its own amount: turn, shift, slant, mirror, cut out, erase.
+"""Places of pixels in whole batches, each image by its own amount: as torchvision's functions, bilinear, image by image.
 
-x: float images `[n, channels, height, width]` of any range; an amount is a number or a tensor `[n]`. Results are new
-tensors on the same device. What asks for values between pixels is bilinear. fill: the value outside of the image.
-Equal, image by image, to torchvision's `transforms.v2.functional` with bilinear interpolation.
-"""
+x: float images `[n, channels, height, width]`; an amount: a number or `[n]`; fill: the outside. Results are new."""
 import torch
 import torch.nn.functional as F
 
-from .arguments import checked, finite
+from .arguments import checked, finite, refuse
 from .augmentation import ANY, image_op, per_image
 from .checks import whole_number
 from .data import pixel_positions
@@ -120,7 +117,9 @@ def crop(x, top, left, height, width):
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def _pixels(name, value, x, *limits): return per_image(name, value, x, *limits, dtype=torch.long)
+def _pixels(name, value, x, *limits):
+    if isinstance(value, float) and value % 1: refuse(name, "a whole number", value)
+    return per_image(name, value, x, *limits, dtype=torch.long)
 
 
 def box(x, top, left, height, width):
