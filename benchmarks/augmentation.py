@@ -46,15 +46,6 @@ def kornia_chain():
                                K.ColorJitter(**JITTER, p=1.), K.RandomRotation(15., p=1.))
 
 
-class Chain:
-    "Transforms of batches, one after the other."
-    def __init__(self, *transforms): self.transforms = transforms
-
-    def __call__(self, xb, yb):
-        for transform in self.transforms: xb, yb = transform(xb, yb)
-        return xb, yb
-
-
 def each_transform(x):
     return [ours.RandomCrop(4), ours.Flip(), ours.Rotate(15), ours.ColorJitter(**JITTER), ours.Perspective(),
             ours.Grayscale(), ours.GaussianBlur(), ours.PCAColor(x), ours.Cutout(8), ours.MixUp(10), ours.CutMix(10),
@@ -85,7 +76,7 @@ def main():
         loader = DataLoader(Images(data, torchvision_chain()), BATCH_SIZE, shuffle=True, num_workers=WORKERS,
                             persistent_workers=True, pin_memory=device.type == "cuda")
         contenders[f"torchvision v2: DataLoader, {WORKERS} workers, {kind}"] = (loader, 1)
-    batched = {"course_lib": Chain(ours.RandomCrop(4), ours.Flip(), ours.ColorJitter(**JITTER), ours.Rotate(15))}
+    batched = {"course_lib": [ours.RandomCrop(4), ours.Flip(), ours.ColorJitter(**JITTER), ours.Rotate(15)]}
     if with_kornia:
         chain = kornia_chain()
         batched["kornia"] = lambda xb, yb: (chain(xb), yb)

@@ -17,15 +17,15 @@ from torch import nn
 from .support.arguments import (
     a_function, a_number, a_share, a_text, above_0, at_least_0, checked, finite, images)
 from .support.augmentation import (
-    BatchTransform, beta_draw, both_sides, happens, odd, soft_targets, uniform, whole_from_0)
-from .support.checks import positive_int
+    BatchTransform, beta_draw, both_sides, happens, odd, soft_targets, uniform)
+from .support.checks import positive_int, whole_from_0
 from .support.image_color import (
     adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, adjust_sharpness,
     autocontrast, equalize, gaussian_blur, grayscale, posterize, solarize)
 from .support.image_geometry import (
     box, crop, erase, hflip, perspective, rotate, shear, translate)
 from .support.wordnet import (
-    STOP_WORDS, a_cpu_generator, draw, natural, some_words, synonyms)
+    STOP_WORDS, a_cpu_generator, draw, some_words, synonyms)
 
 # %% ../nbs/13_augmentation.ipynb #13c00008
 def reader(n_in=1, size=28, n_classes=10):
@@ -236,7 +236,7 @@ def replaceable(words):
     return [i for i, word in enumerate(words) if word.lower() not in STOP_WORDS and synonyms(word)]
 
 # %% ../nbs/13_augmentation.ipynb #13c0005b
-@checked(words=some_words, n=natural, generator=a_cpu_generator)
+@checked(words=some_words, n=whole_from_0, generator=a_cpu_generator)
 def replace(words, n, generator=None):
     "A copy in which n of the words, or as many as have one, are replaced by a synonym."
     new, places = list(words), replaceable(words)
@@ -244,7 +244,7 @@ def replace(words, n, generator=None):
         new[places[i]] = draw(synonyms(words[places[i]]), generator)
     return new
 
-@checked(words=some_words, n=natural, generator=a_cpu_generator)
+@checked(words=some_words, n=whole_from_0, generator=a_cpu_generator)
 def insert(words, n, generator=None):
     "A copy with n more words: each a synonym of one of the words, put anywhere, the end included."
     new, places = list(words), replaceable(words)
@@ -254,7 +254,7 @@ def insert(words, n, generator=None):
     return new
 
 # %% ../nbs/13_augmentation.ipynb #13c0005c
-@checked(words=some_words, n=natural, generator=a_cpu_generator)
+@checked(words=some_words, n=whole_from_0, generator=a_cpu_generator)
 def swap(words, n, generator=None):
     "A copy in which, n times, two words change places."
     new = list(words)

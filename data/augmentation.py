@@ -9,7 +9,6 @@ things: pictures painted by course_lib.support.pictures. search: every pair of t
 time, on the digits of MNIST. attack: accuracy after a step of the pixels against the net (FGSM, Goodfellow et al.,
 2015).
 """
-import json
 import sys
 import time
 from itertools import combinations_with_replacement
@@ -22,9 +21,8 @@ from course_lib import (
     RandomAffine, RandomCrop, Rotate, TensorLoader, digits, mnist, sweep)
 from course_lib.augmentation import OPERATIONS, reader
 from course_lib.support.augmentation import happens
-from course_lib.support.files import embedded
 from course_lib.support.pictures import few_digits, painted
-from course_lib.support.results import save_results
+from course_lib.support.results import parts_so_far, save_results
 
 TUNING, SEEDS, RATES, N_STEPS, BATCH = range(100, 102), range(20), [.003, .008], 500, 50
 
@@ -172,10 +170,8 @@ def main():
             if part == "search": found = measure_search(few, valid, test)
             else: found = measure_attack(few, [t[:1000] for t in test])
         else: found = measure_ways(part, *few_digits({"mnist": mnist, "digits": digits}[part](device="cpu")))
-        path = embedded("results/augmentation.json")
-        others = json.loads(path.read_text()) if path.exists() else {}
-        others.pop("made", None)
-        save_results("augmentation", {**others, part: found}, start, f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
+        save_results("augmentation", {**parts_so_far("augmentation"), part: found}, start,
+                     f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
 
 
 if __name__ == "__main__": main()

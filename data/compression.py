@@ -25,8 +25,7 @@ from course_lib.compression import (
 from course_lib.learner import Callback
 from course_lib.sgd import first_batches, seeded
 from course_lib.support.compression import in_blocks, layers_of, weights_of
-from course_lib.support.files import embedded
-from course_lib.support.results import results, save_results
+from course_lib.support.results import parts_so_far, save_results
 
 TRY_SEEDS, SEEDS, BATCH, STEPS, MORE, MORE_QUANTIZED = range(100, 103), range(20), 100, 300, 60, 100
 AMOUNTS, UNITS, BITS = [.5, .8, .9, .95, .98], [.5, .8], [8, 6, 5, 4, 3, 2]
@@ -182,9 +181,8 @@ def main():
     for name in sys.argv[1:] or data:
         sizes = {"n_train": 12_000, "n_valid": 2_000} if name == "mnist" else {}
         found = measure(data[name](batch_size=BATCH, device="cpu", **sizes))
-        others = results("compression") if embedded("results/compression.json").exists() else {}
-        save_results("compression", {**{key: value for key, value in others.items() if key in data}, name: found},
-                     start, f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
+        save_results("compression", {**parts_so_far("compression"), name: found}, start,
+                     f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)
 
 
 if __name__ == "__main__": main()

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 
 from course_lib import SGD, SGDW, TensorLoader, digits, mnist, smooth_labels, soft_cross_entropy
 from course_lib.regularization import digit_net, residual_net, spoiled
-from course_lib.support.files import embedded
-from course_lib.support.results import results, save_results
+from course_lib.support.results import parts_so_far, save_results
 from course_lib.sweeps import Sweep
 
 TRY_SEEDS, SEEDS, N_CLASSES = range(100, 103), range(20), 10
@@ -118,8 +117,7 @@ def main():
     start, data = time.perf_counter(), {"mnist": mnist, "digits": digits}
     for name in sys.argv[1:] or data:
         sizes = {"n_train": 12_000, "n_valid": 1_000} if name == "mnist" else {}
-        stored = results("regularization") if embedded("results/regularization.json").exists() else {}
-        stored = {key: value for key, value in stored.items() if key in data}
+        stored = parts_so_far("regularization")
         found = measure(data[name](batch_size=100, device="cpu", **sizes), stored.get(name, {}))
         save_results("regularization", {**stored, name: found}, start,
                      f"seeds {SEEDS[0]} to {SEEDS[-1]}", indent=None)

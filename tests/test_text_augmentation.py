@@ -92,7 +92,7 @@ def test_embedded_texts_are_as_they_came(name, tmp_path, monkeypatch):
     readme = (ROOT / "data" / "README.md").read_text()
     assert hashlib.sha256(data).hexdigest() == wordnet.SHA256[name] and wordnet.SHA256[name] in readme
     assert hashlib.sha256(gzip.decompress(data)).hexdigest() in readme
-    monkeypatch.setattr(wordnet, "embedded", lambda file: tmp_path / file)
+    monkeypatch.setattr(files, "embedded", lambda file: tmp_path / file)
     read = wordnet.read_lines.__wrapped__  # without its cache
     with pytest.raises(files.DamagedFileError, match="cannot be read: install it anew"): read(name)
     (tmp_path / f"{name}.txt.gz").write_bytes(data[:-1])

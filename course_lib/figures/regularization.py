@@ -99,6 +99,12 @@ def gains(runs, idea, tuned=True, n_seeds=20):
     return paired(*(100 * torch.tensor(side[:n_seeds], dtype=torch.float64) for side in (runs[name][column], plain)))
 
 
+def in_points(gain):
+    "The mean and the interval of a `Paired` of points, as texts, without a −0.0."
+    mean, low, high = (f"{round(value, 1) + 0.:+.1f}".replace("-", "−") for value in (gain.mean, gain.low, gain.high))
+    return mean, f"[{low}, {high}]"
+
+
 def grid_table(runs, *ideas):
     "Lines of text: for each idea the strengths tried, the mean accuracy of each on validation images in %, a star at the best."
     lines = []
@@ -115,9 +121,8 @@ def gains_table(stored, name, tuned=True):
     for idea in IDEAS:
         if (gain := gains(stored[name], idea, tuned)) is None: continue
         strength = stored[name if tuned else "noisy"].get(idea, {}).get("strength", "")
-        mean, low, high = (f"{round(value, 1) + 0.:+.1f}" for value in (gain.mean, gain.low, gain.high))  # no −0.0
-        lines.append(f"    {idea:16}{strength:5} {mean:>5} [{low}, {high}]".replace("-", "−")
-                     + " *" * (gain.low > 0 or gain.high < 0))
+        mean, interval = in_points(gain)
+        lines.append(f"    {idea:16}{strength:5} {mean:>5} {interval}" + " *" * (gain.low > 0 or gain.high < 0))
     return "\n".join(lines)
 
 
@@ -166,8 +171,7 @@ def forest_explorer(stored):
             for artist in (line, dot): artist.set_visible(gain is not None)
             text.set_text("not measured")
             if gain is None: continue
-            mean, low, high = (f"{round(value, 1) + 0.:+.1f}" for value in (gain.mean, gain.low, gain.high))  # no −0.0
-            text.set_text(f"{mean} [{low}, {high}]".replace("-", "−"))
+            text.set_text(" ".join(in_points(gain)))
             color = COLORS["blue"] if gain.low > 0 else COLORS["orange"] if gain.high < 0 else GHOST
             line.set_data([gain.low, gain.high], [at, at]), dot.set_data([gain.mean], [at])
             for artist in (line, dot): artist.set_color(color)

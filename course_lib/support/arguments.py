@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .checks import shorten
+from .checks import described, shorten
 
 
 def checked(**kinds):
@@ -123,6 +123,5 @@ def a_dls(name, value):
 
 def images(name, value):
     if not isinstance(value, torch.Tensor) or value.ndim != 4 or not value.is_floating_point():
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else shorten(value)
-        raise ValueError(f"Expected float images [n, channels, height, width] as {name}, got {found}.")
+        raise ValueError(f"Expected float images [n, channels, height, width] as {name}, got {described(value)}.")
     return value

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .arguments import images, refuse
-from .checks import counted, shorten, whole_number
+from .checks import counted, described, shorten, whole_number
 
 
 def per_image(name, value, x, low=-math.inf, high=math.inf, dtype=None):
@@ -86,10 +86,9 @@ def beta_draw(alpha, device):
 def soft_targets(xb, yb, n_classes):
     "Targets as shares of classes, `[n, n_classes]` floats, from class numbers `[n]` or from such shares."
     images("xb", xb)
-    found = f"{yb.dtype} {list(yb.shape)}" if isinstance(yb, torch.Tensor) else shorten(yb)
     if not isinstance(yb, torch.Tensor) or yb.ndim not in (1, 2) or yb.is_floating_point() != (yb.ndim == 2) \
             or yb.dtype is torch.bool or yb.ndim == 2 and yb.shape[1] != n_classes:
-        raise ValueError(f"yb: expected whole class numbers [n], or floats [n, {n_classes}]; got {found}.")
+        raise ValueError(f"yb: expected whole class numbers [n], or floats [n, {n_classes}]; got {described(yb)}.")
     if len(yb) != len(xb): raise ValueError(f"{counted(len(xb), 'image')} came with {counted(len(yb), 'target')}.")
     if yb.ndim == 2: return yb
     if yb.device.type == "cpu" and len(yb) and not (0 <= yb.min() and yb.max() < n_classes):
@@ -108,9 +107,6 @@ def both_sides(name, value, middle=0., low=-math.inf, high=math.inf):
         limits = f" within [{low:g}, {high:g}]" if low > -math.inf else ""
         refuse(name, f"a number from 0 on, or a pair low ≤ high{limits}", value)
     return tuple(value)
-
-
-def whole_from_0(name, value): return whole_number(name, value, at_least=0)
 
 
 def odd(name, value):

@@ -72,6 +72,11 @@ def shorten(x):
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+def described(x):
+    "dtype and shape of a tensor, and anything else as `shorten` gives it."
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else shorten(x)
+
+
 def as_list(name, values):
     "`values` as a list; `ValueError` for a single thing in its place."
     if hasattr(type(values), "__iter__") and not isinstance(values, str): return list(values)
@@ -93,6 +98,11 @@ def check_function(name, function, example):
 def positive_int(name, value):
     "`value` as an int; `ValueError` unless it is a whole number from 1 on."
     return whole_number(name, value, at_least=1)
+
+
+def whole_from_0(name, value):
+    "`value` as an int; `ValueError` unless it is a whole number from 0 on."
+    return whole_number(name, value, at_least=0)
 
 
 def check_mean_loss(loss):

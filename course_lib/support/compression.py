@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .arguments import refuse
-from .checks import shorten
+from .arguments import an_instance, refuse
+from .checks import described, shorten
 
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 ONE_BY_ONE = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU,
@@ -28,8 +28,7 @@ def up_to_8_bits(name, value): return bit_width(name, value, 8)
 def floats(name, value):
     "A tensor of floating-point numbers, with at least one in it."
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else shorten(value)
-        refuse(name, "a floating-point tensor that is not empty", found)
+        raise ValueError(f"{name} must be a floating-point tensor that is not empty, not {described(value)}.")
     return value
 
 
@@ -46,14 +45,8 @@ def is_quantized(name, value):
     return value
 
 
-def a_linear(name, value):
-    if not isinstance(value, nn.Linear): refuse(name, "an nn.Linear", value)
-    return value
-
-
-def true_or_false(name, value):
-    if not isinstance(value, bool): refuse(name, "True or False", value)
-    return value
+a_linear = an_instance("an nn.Linear", nn.Linear)
+true_or_false = an_instance("True or False", bool)
 
 
 def check_axis(axis, x):

@@ -196,7 +196,18 @@ def read_mnist(root=None, download=True):
     return train, test
 
 
-DIGITS_MD5 = "9100aa24cd5e5f9a5cb6c4994168eee3"
+def read_embedded(name, sha256):
+    "The bytes of a file that comes with the course. Raises `DamagedFileError` where it is not as it came."
+    path = embedded(name)
+    try: data = path.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"{path} came with the course and cannot be read: install it anew.") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DamagedFileError(f"{path} came with the course and is not what it was: install it anew.")
+    return data
+
+
+DIGITS_SHA256 = "19762e197c6b643a59fcb94a34c3cb5625774e9ab3b5a71bb4c0701e65ed268e"
 
 
 def read_digits():
@@ -205,13 +216,7 @@ def read_digits():
 
     Raises `DamagedFileError` where the file is not as it came.
     """
-    path = embedded("digits.npz")
-    try: data = path.read_bytes()
-    except OSError as error:
-        raise DamagedFileError(f"{path} came with the course and cannot be read: install it anew.") from error
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != DIGITS_MD5:
-        raise DamagedFileError(f"{path} came with the course and is not what it was: install it anew.")
-    with np.load(io.BytesIO(data)) as file:
+    with np.load(io.BytesIO(read_embedded("digits.npz", DIGITS_SHA256))) as file:
         small, targets = (torch.from_numpy(file[key]) for key in ("images", "targets"))
     large = F.interpolate(small[:, None].float(), size=(20, 20), mode="bicubic", align_corners=False)[:, 0]
     images = F.pad((large / 16).clamp(0, 1) * 255, (4,) * 4).round().to(torch.uint8)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from .arguments import a_share, checked
-from .checks import shorten
+from .checks import described
 
 
 class CheckedDropout(nn.Module):
@@ -25,19 +25,16 @@ class CheckedDropout(nn.Module):
 def classes(name, value):
     "Targets `[B]` of whole numbers."
     if not isinstance(value, torch.Tensor) or value.ndim != 1 or value.is_floating_point() or value.dtype is torch.bool:
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else shorten(value)
-        raise ValueError(f"{name} must be classes, a tensor [B] of whole numbers, not {found}.")
+        raise ValueError(f"{name} must be classes, a tensor [B] of whole numbers, not {described(value)}.")
     return value.long()
 
 
 def check_soft(logits, targets):
     "Do targets `[B]` (whole numbers) or `[B, K]` (shares) fit logits `[B, K]`?"
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        found = list(logits.shape) if isinstance(logits, torch.Tensor) else shorten(logits)
-        raise ValueError(f"logits must be a floating-point tensor [B, K], not {found}.")
+        raise ValueError(f"logits must be a floating-point tensor [B, K], not {described(logits)}.")
     if isinstance(targets, torch.Tensor) and targets.ndim == 1: targets = classes("targets", targets)
     fits = isinstance(targets, torch.Tensor) and targets.shape in (logits.shape[:1], logits.shape)
     if not fits or targets.ndim == 2 and not targets.is_floating_point():
-        found = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, torch.Tensor) else shorten(targets)
-        raise ValueError(f"targets must be classes [{len(logits)}] or shares {list(logits.shape)}, not {found}.")
+        raise ValueError(f"targets must be classes [{len(logits)}] or shares {list(logits.shape)}, not {described(targets)}.")
     return targets

@@ -15,6 +15,12 @@ def results(name):
     return json.loads(embedded(f"results/{name}.json").read_text())
 
 
+def parts_so_far(name):
+    "What `data/NAME.py` measured before, without `made`; {} where there is nothing yet. For scripts that measure part by part."
+    if not embedded(f"results/{name}.json").exists(): return {}
+    return {part: found for part, found in results(name).items() if part != "made"}
+
+
 def save_results(name, found, start, how, threads=None, indent=1):
     """Keep what `data/NAME.py` has measured, whole or not at all: the dict `found`, and how it was made.
 

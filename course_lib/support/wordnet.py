@@ -1,13 +1,12 @@
 """Sentences with a topic and synonyms, from WordNet (Miller, 1995), which come with the course; and checks for functions on text."""
 import functools
 import gzip
-import hashlib
 
 import torch
 
 from .arguments import an_instance, checked, refuse
 from .checks import shorten, whole_number
-from .files import DamagedFileError, embedded
+from .files import read_embedded
 
 SHA256 = {"glosses": "ccd4f9e739594d86407485599fa11d9a2ff32da33203778a5a490196fd48c00f",
           "synonyms": "f1241ce96e2c85a3f4bb21d76605f57177bdc342eb45d17266c4df0228cf369a"}
@@ -28,13 +27,7 @@ whom whose why will with within without would yes yet you your yours yourself yo
 @functools.cache
 def read_lines(name):
     "The lines of an embedded text. Raises `DamagedFileError` where the file is not as it came."
-    path = embedded(f"{name}.txt.gz")
-    try: data = path.read_bytes()
-    except OSError as error:
-        raise DamagedFileError(f"{path} came with the course and cannot be read: install it anew.") from error
-    if hashlib.sha256(data).hexdigest() != SHA256[name]:
-        raise DamagedFileError(f"{path} came with the course and is not what it was: install it anew.")
-    return gzip.decompress(data).decode("ascii").splitlines()
+    return gzip.decompress(read_embedded(f"{name}.txt.gz", SHA256[name])).decode("ascii").splitlines()
 
 
 def glosses(n=None):
@@ -81,11 +74,6 @@ def some_words(name, value):
     if isinstance(value, (list, tuple)) and value and all(isinstance(word, str) for word in value): return value
     advice = "; split a text into words first" if isinstance(value, str) else ""
     raise ValueError(f"{name} must be a list of words, at least one, not {shorten(value)}{advice}.")
-
-
-def natural(name, value):
-    "`value` as an int; `ValueError` unless it is a whole number from 0 on."
-    return whole_number(name, value, at_least=0)
 
 
 def a_cpu_generator(name, value):
