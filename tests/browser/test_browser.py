@@ -374,6 +374,28 @@ def test_more_images_train_a_better_head(transfer):
     assert figure.locator(".explorer-error").inner_text() == ""
 
 
+@pytest.mark.parametrize("name", ["12_regularization", "13_augmentation", "16_compression"])
+def test_each_slider_of_part_four_moves_its_figure(lab, page, name):
+    "By keyboard: another picture, other words, and no error."
+    runs_without_an_error(run_chapter(lab, page, f"{name}.ipynb"))
+    figures = page.locator(".widget-vbox").filter(has=page.get_by_role("button", name="Reset"))
+    figures = figures.filter(has=page.locator("img.live-figure"))
+    assert figures.count() > 0
+    for figure in figures.all():
+        figure.scroll_into_view_if_needed()
+        picture, words = figure.locator("img.live-figure"), figure.locator(".explorer-words")
+        assert figure.locator(".noUi-handle").count() > 0
+        for handle in figure.locator(".noUi-handle").all():
+            before, said = picture.get_attribute("src"), words.inner_text()
+            handle.focus()
+            at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemin")
+            page.keyboard.press("ArrowRight" if at_the_end else "ArrowLeft")
+            playwright.expect(picture).not_to_have_attribute("src", before, timeout=15_000)
+            playwright.expect(words).not_to_have_text(said, timeout=15_000)
+        assert figure.locator(".explorer-error").inner_text() == ""
+        if folder := os.environ.get("SCREENSHOTS"): page.screenshot(path=f"{folder}/{name}.png")
+
+
 def test_appendix_a2_runs_without_an_error(live): runs_without_an_error(live)
 
 
