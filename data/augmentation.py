@@ -1,6 +1,6 @@
 """What is each augmentation of chapter 13 worth? Writes data/results/augmentation.json.
 
-    python data/augmentation.py [mnist] [digits] [things] [search] [attack]     about ten minutes for each on one core
+    python data/augmentation.py [mnist] [digits] [things] [search] [attack]     up to half an hour for each on one core
 
 `reader`, a small net of convolutions, sees a hundred images, batch by batch, changed in one way. The strength and the
 rate are those of highest validation accuracy, the mean of two seeds (100, 101) that are used for nothing else. With
@@ -24,7 +24,7 @@ from course_lib.support.augmentation import happens
 from course_lib.support.pictures import few_digits, painted
 from course_lib.support.results import parts_so_far, save_results
 
-TUNING, SEEDS, RATES, N_STEPS, BATCH = range(100, 102), range(20), [.003, .008], 500, 50
+TUNING, SEEDS, RATES, N_STEPS, BATCH = range(100, 102), range(20), [.003, .008, .02], 500, 50
 
 
 LEFT_OUT = {"digits": ("rotate", "perspective", "blur", "cutout", "cutmix")}  # to save time
@@ -37,22 +37,23 @@ def ways(n_classes, x):
     "name -> (function from a strength to transforms, strengths); a strength None: there is none to choose."
     found = {
         "plain": (lambda s: [], [None]), "flip": (lambda s: [Flip()], [None]),
-        "crop": (lambda s: [RandomCrop(s)], [1, 2, 4]), "rotate": (lambda s: [Rotate(s)], [10, 20, 30]),
-        "affine": (lambda s: [moved(s)], [.5, 1, 1.5]), "cutout": (lambda s: [Cutout(s)], [4, 8, 12]),
-        "mixup": (lambda s: [MixUp(n_classes, s)], [.1, .4, 1]), "cutmix": (lambda s: [CutMix(n_classes, s)], [.3, 1]),
-        "RandAugment": (lambda s: [RandAugment(2, s)], [5, 9, 15])}
+        "crop": (lambda s: [RandomCrop(s)], [1, 2, 4]), "rotate": (lambda s: [Rotate(s)], [10, 20, 30, 45]),
+        "affine": (lambda s: [moved(s)], [.25, .5, 1, 1.5]), "cutout": (lambda s: [Cutout(s)], [2, 4, 8, 12, 16]),
+        "mixup": (lambda s: [MixUp(n_classes, s)], [.03, .1, .4, 1]),
+        "cutmix": (lambda s: [CutMix(n_classes, s)], [.1, .3, 1, 3]),
+        "RandAugment": (lambda s: [RandAugment(2, s)], [2, 5, 9, 15])}
     if x.shape[1] == 1: return found | {
-        "perspective": (lambda s: [Perspective(s)], [.2, .4]), "blur": (lambda s: [GaussianBlur(5, (.1, s))], [1, 2])}
+        "perspective": (lambda s: [Perspective(s)], [.2, .4, .6]), "blur": (lambda s: [GaussianBlur(5, (.1, s))], [.5, 1, 2])}
     return found | {
-        "color jitter": (lambda s: [ColorJitter(s, s, s, s / 4)], [.4, .8]),
-        "grayscale": (lambda s: [Grayscale(s)], [.2, .5]),
-        "PCA color": (lambda s: [PCAColor(x, s)], [.1, 1.])}
+        "color jitter": (lambda s: [ColorJitter(s, s, s, s / 4)], [.2, .4, .8, 1]),
+        "grayscale": (lambda s: [Grayscale(s)], [.2, .5, .8]),
+        "PCA color": (lambda s: [PCAColor(x, s)], [.1, .3, 1, 3])}
 
 
 def combined(name, base, n_classes):
     "affine at its own best strength, then another one."
-    kinds = {"cutout": (Cutout, [4, 8]), "mixup": (lambda s: MixUp(n_classes, s), [.1, .2, .4]),
-             "cutmix": (lambda s: CutMix(n_classes, s), [.3, 1])}
+    kinds = {"cutout": (Cutout, [2, 4, 8]), "mixup": (lambda s: MixUp(n_classes, s), [.05, .1, .2, .4]),
+             "cutmix": (lambda s: CutMix(n_classes, s), [.3, 1, 3])}
     make, strengths = kinds[name]
     return (lambda s: [moved(base), make(s)]), strengths
 
@@ -91,8 +92,8 @@ def measure_ways(name, few, valid, test):
     todo = {way: how for way, how in ways(n_classes, few[0]).items() if way not in LEFT_OUT.get(name, ())}
     if name == "things":
         usual = lambda s: [Flip(), RandomCrop(4), ColorJitter(s, s, s, s / 4)]
-        todo["flip, crop, color jitter"] = usual, [.4, .8]
-        todo["flip, crop, cutmix"] = lambda s: [Flip(), RandomCrop(4), CutMix(n_classes, s)], [.3, 1]
+        todo["flip, crop, color jitter"] = usual, [.4, .8, 1]
+        todo["flip, crop, cutmix"] = lambda s: [Flip(), RandomCrop(4), CutMix(n_classes, s)], [.1, .3, 1]
     else:
         others = [other for other in ("cutout", "mixup", "cutmix") if other not in LEFT_OUT.get(name, ())]
         todo |= {f"affine, {other}": other for other in others}
