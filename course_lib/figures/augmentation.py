@@ -8,8 +8,8 @@ from ..augmentation import (
     ColorJitter, CutMix, Cutout, Flip, GaussianBlur, Grayscale, MixUp, PCAColor, Perspective, RandAugment, RandomCrop, Rotate)
 from ..data import RandomAffine
 from ..support.live import LiveFigure, explore
-from ..support.paired import paired
-from ..support.plots import COLORS, GHOST, INK, styled
+from ..support.paired import in_points, paired
+from ..support.plots import COLORS, GHOST, INK, VERDICTS, styled, verdict
 
 # name -> a transform for a strength from 0 to 1, where 0 changes nothing; x: the pictures
 CHOICES = {
@@ -142,12 +142,11 @@ def forest_figure(rows, xlabel):
     ax = fig.subplots()
     ax.axvline(0, color=INK, lw=1)
     for at, gain in enumerate(rows.values()):
-        color, marker = (COLORS["blue"], "o") if gain.low > 0 else (COLORS["orange"], "X") if gain.high < 0 else (INK, "d")
+        color, marker = VERDICTS[verdict(gain)]
         ax.plot(gain.differences.numpy(), np.full(len(gain.differences), at + .22), ls="", marker=".", ms=4, color=GHOST)
         ax.plot(gain.interval, [at, at], ls="-", lw=3, color=color, solid_capstyle="butt")
         ax.plot([gain.mean], [at], ls="", marker=marker, ms=8, color=color)
-        ax.text(1.01, at, f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]".replace("-", "−"), va="center",
-                transform=ax.get_yaxis_transform(), fontsize=10)
+        ax.text(1.01, at, " ".join(in_points(gain)), va="center", transform=ax.get_yaxis_transform(), fontsize=10)
     ax.set_yticks(range(len(rows)), rows)
     ax.set(ylim=(len(rows) - .5, -.5), xlabel=xlabel)
     ax.grid(axis="y", visible=False)

@@ -12,8 +12,8 @@ from ..momentum import SGD
 from ..regularization import digit_net, spoiled
 from ..sgd import seeded
 from ..support.live import SLICE_S, LiveFigure, explore
-from ..support.paired import paired
-from ..support.plots import COLORS, GHOST, INK, styled
+from ..support.paired import in_points, paired
+from ..support.plots import COLORS, GHOST, INK, VERDICTS, styled, verdict
 
 
 @styled
@@ -99,12 +99,6 @@ def gains(runs, idea, tuned=True, n_seeds=20):
     return paired(*(100 * torch.tensor(side[:n_seeds], dtype=torch.float64) for side in (runs[name][column], plain)))
 
 
-def in_points(gain):
-    "The mean and the interval of a `Paired` of points, as texts, without a −0.0."
-    mean, low, high = (f"{round(value, 1) + 0.:+.1f}".replace("-", "−") for value in (gain.mean, gain.low, gain.high))
-    return mean, f"[{low}, {high}]"
-
-
 def grid_table(runs, *ideas):
     "Lines of text: for each idea the strengths tried, the mean accuracy of each on validation images in %, a star at the best."
     lines = []
@@ -146,8 +140,7 @@ def forest_explorer(stored):
         artists += [line, dot, text]
     ax.set_yticks(range(len(IDEAS), 0, -1), IDEAS)
     ax.set(ylim=(.4, len(IDEAS) + .6), xlabel="points of test accuracy more than without it")
-    for marker, color, label in (("o", COLORS["blue"], "better"), ("s", COLORS["orange"], "worse"), ("d", GHOST, "cannot tell")):
-        ax.plot([], [], marker=marker, ms=6, ls="", color=color, label=label)
+    for label, (color, marker) in VERDICTS.items(): ax.plot([], [], marker=marker, ms=6, ls="", color=color, label=label)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
     ax.grid(axis="y", visible=False)
     fig.get_layout_engine().set(rect=(0, 0, .79, 1))
@@ -172,10 +165,10 @@ def forest_explorer(stored):
             text.set_text("not measured")
             if gain is None: continue
             text.set_text(" ".join(in_points(gain)))
-            color = COLORS["blue"] if gain.low > 0 else COLORS["orange"] if gain.high < 0 else GHOST
+            color, marker = VERDICTS[verdict(gain)]
             line.set_data([gain.low, gain.high], [at, at]), dot.set_data([gain.mean], [at])
             for artist in (line, dot): artist.set_color(color)
-            dot.set_marker("o" if gain.low > 0 else "s" if gain.high < 0 else "d")
+            dot.set_marker(marker)
             state["mean"][idea], state["low"][idea], state["high"][idea] = gain.mean, gain.low, gain.high
         return state | {"better": sum(low > 0 for low in state["low"].values()),
                         "worse": sum(high < 0 for high in state["high"].values()), "of": len(state["mean"])}

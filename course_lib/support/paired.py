@@ -44,6 +44,12 @@ class Paired:
                 f"({self.confidence:.0%}, {len(self.differences)} paired seeds)").replace("-", "−")
 
 
+def in_points(gain):
+    "The mean and the interval of a `Paired` of points, as texts with one decimal, without a −0.0."
+    mean, low, high = (f"{round(value, 1) + 0.:+.1f}".replace("-", "−") for value in (gain.mean, gain.low, gain.high))
+    return mean, f"[{low}, {high}]"
+
+
 def paired(a, b, confidence=.95):
     """The difference a − b of results over the same seeds, as `Paired`.
 

@@ -18,6 +18,7 @@ COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73",
           "pink": "#CC79A7", "amber": "#E69F00", "sky": "#56B4E9"}
 INK = "#222222"      # text and axes
 GHOST = "#8C8C8C"    # what is only there to compare with
+VERDICTS = {"better": (COLORS["blue"], "o"), "worse": (COLORS["orange"], "s"), "cannot tell": (GHOST, "d")}  # in a forest plot
 LABEL_BOX = {"fc": "white", "ec": "none", "alpha": .8, "pad": 1}  # keeps a text readable over lines
 STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",  # opaque, for dark themes
@@ -30,6 +31,11 @@ STYLE = {
     "axes.prop_cycle": cycler(color=list(COLORS.values()),
                               linestyle=["-", "--", "-.", ":", (0, (8, 1.5)), (0, (6, 1, 1, 1, 1, 1))]),
 }
+
+
+def verdict(gain):
+    "What the interval of a `Paired` says; a key of VERDICTS."
+    return "better" if gain.low > 0 else "worse" if gain.high < 0 else "cannot tell"
 
 
 def use_style():
