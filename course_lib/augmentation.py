@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .support.arguments import (
-    a_function, a_number, a_share, a_text, above_0, at_least_0, checked, finite, images)
+    a_function, a_number, a_share, a_text, above_0, at_least_0, checked, finite, image_batch)
 from .support.augmentation import (
     BatchTransform, beta_draw, both_sides, happens, odd, soft_targets, uniform)
 from .support.checks import positive_int, whole_from_0
@@ -50,7 +50,7 @@ class RandomCrop(BatchTransform):
     def __init__(self, padding, fill=0.): self.padding, self.fill = padding, fill
 
     def __call__(self, xb, yb):
-        wider = F.pad(images("xb", xb), [self.padding] * 4, value=self.fill)
+        wider = F.pad(image_batch("xb", xb), [self.padding] * 4, value=self.fill)
         top, left = torch.randint(2 * self.padding + 1, (2, len(xb)), device=xb.device)
         return crop(wider, top, left, *xb.shape[2:]), yb
 
@@ -70,7 +70,7 @@ class Perspective(BatchTransform):
     def __init__(self, scale=.2, fill=0.): self.scale, self.fill = scale, fill
 
     def __call__(self, xb, yb):
-        height, width = images("xb", xb).shape[2:]
+        height, width = image_batch("xb", xb).shape[2:]
         corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1.]], device=xb.device, dtype=xb.dtype)
         size = corners.new_tensor([width, height])
         draws = torch.rand(len(xb), 4, 2, device=xb.device, dtype=xb.dtype) * self.scale / 2
@@ -126,7 +126,7 @@ class PCAColor(BatchTransform):
 
     images: the training set, `[n, 3, height, width]`, values in [0, 1].
     """
-    @checked(images=images, std=at_least_0)
+    @checked(images=image_batch, std=at_least_0)
     def __init__(self, images, std=.1):
         if images.shape[1] != 3 or not (0 <= images.min() and images.max() <= 1):
             raise ValueError("images: expected three channels with values from 0 to 1.")
@@ -134,7 +134,7 @@ class PCAColor(BatchTransform):
         self.std, self.shifts = std, values * directions  # columns λp
 
     def __call__(self, xb, yb):
-        draws = self.std * torch.randn(len(images("xb", xb)), 3, device=xb.device, dtype=xb.dtype)
+        draws = self.std * torch.randn(len(image_batch("xb", xb)), 3, device=xb.device, dtype=xb.dtype)
         return xb + (draws @ self.shifts.to(xb).T)[:, :, None, None], yb
 
 # %% ../nbs/13_augmentation.ipynb #13c00032
@@ -145,7 +145,7 @@ class Cutout(BatchTransform):
         self.size, self.n_holes, self.fill = size, n_holes, fill
 
     def __call__(self, xb, yb):
-        sides = images("xb", xb).shape[2:]
+        sides = image_batch("xb", xb).shape[2:]
         for _ in range(self.n_holes):
             middle = [torch.randint(side, (len(xb),), device=xb.device) for side in sides]
             top, left = (place - self.size // 2 for place in middle)

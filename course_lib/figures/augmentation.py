@@ -22,10 +22,32 @@ CHOICES = {
     "RandAugment": lambda s, x: RandAugment(2, 30 * s)}
 
 
+SEED_OF_GALLERY = 154  # one of those that change each picture of the gallery
+
+
 def sheet(x, n_columns):
     "Images `[n, channels, height, width]` side by side with a white line between, `[height, width, 3]`."
     x = torch.nn.functional.pad(x.cpu().clamp(0, 1).expand(-1, 3, -1, -1), (1, 1, 1, 1), value=1.)
     return torch.cat([torch.cat(list(row), 2) for row in x.split(n_columns)], 1).permute(1, 2, 0).numpy()
+
+
+@styled
+def gallery(pictures, strength=.5, n_columns=4):
+    """What each augmentation makes of two pictures: a panel for each, the pictures as they were and changed twice.
+
+    pictures: images `[2, 1 or 3, size, size]` from 0 to 1 (gray ones are shown in three channels), and their targets.
+    """
+    x, y = pictures[0].cpu().expand(-1, 3, -1, -1).contiguous(), pictures[1].cpu()
+    names = [name for name in CHOICES if name != "RandAugment"]  # which does two of the others
+    fig = Figure(figsize=(9.5, 5.2))
+    for ax, name in zip(fig.subplots(-(-len(names) // n_columns), n_columns).flatten(), names):
+        with torch.random.fork_rng(devices=[]):  # the reader's random numbers stay as they are
+            torch.manual_seed(SEED_OF_GALLERY)
+            changed = [CHOICES[name](strength, x)(x, y)[0] for _ in range(2)]
+        ax.imshow(sheet(torch.stack([x, *changed], 1).flatten(0, 1), 3))
+        ax.set_title(name, fontsize=11)
+        ax.set_axis_off()
+    return fig
 
 
 @styled

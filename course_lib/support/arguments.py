@@ -121,7 +121,7 @@ def a_dls(name, value):
     return value
 
 
-def images(name, value):
+def image_batch(name, value):
     if not isinstance(value, torch.Tensor) or value.ndim != 4 or not value.is_floating_point():
         raise ValueError(f"Expected float images [n, channels, height, width] as {name}, got {described(value)}.")
     return value

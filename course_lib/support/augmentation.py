@@ -7,7 +7,7 @@ import numbers
 import torch
 import torch.nn.functional as F
 
-from .arguments import images, refuse
+from .arguments import image_batch, refuse
 from .checks import counted, described, shorten, whole_number
 
 
@@ -49,7 +49,7 @@ def image_op(channels=None, **ranges):
         def call(*args, **kwargs):
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            x = images("x", given.arguments["x"])
+            x = image_batch("x", given.arguments["x"])
             if channels and x.shape[1] not in channels:
                 raise ValueError(f"{function.__name__}: expected images with {' or '.join(map(str, channels))} channels, "
                                  f"got {x.shape[1]}.")
@@ -69,12 +69,12 @@ class BatchTransform:
 
 def uniform(xb, low, high):
     "A random number from low to high for each image, `[n]`, from the generator of the images' device."
-    return torch.rand(len(images("xb", xb)), device=xb.device, dtype=xb.dtype) * (high - low) + low
+    return torch.rand(len(image_batch("xb", xb)), device=xb.device, dtype=xb.dtype) * (high - low) + low
 
 
 def happens(xb, p):
     "For each image whether it is to be changed, bools `[n]`, true with probability p."
-    return torch.rand(len(images("xb", xb)), device=xb.device) < p
+    return torch.rand(len(image_batch("xb", xb)), device=xb.device) < p
 
 
 def beta_draw(alpha, device):
@@ -85,7 +85,7 @@ def beta_draw(alpha, device):
 
 def soft_targets(xb, yb, n_classes):
     "Targets as shares of classes, `[n, n_classes]` floats, from class numbers `[n]` or from such shares."
-    images("xb", xb)
+    image_batch("xb", xb)
     if not isinstance(yb, torch.Tensor) or yb.ndim not in (1, 2) or yb.is_floating_point() != (yb.ndim == 2) \
             or yb.dtype is torch.bool or yb.ndim == 2 and yb.shape[1] != n_classes:
         raise ValueError(f"yb: expected whole class numbers [n], or floats [n, {n_classes}]; got {described(yb)}.")

@@ -6,7 +6,7 @@ from itertools import chain, islice, repeat
 
 import torch
 
-from .arguments import a_function, a_tensor, checked, finite, images
+from .arguments import a_function, a_tensor, checked, finite, image_batch
 from .checks import whole_number
 from .files import DamagedFileError
 
@@ -103,7 +103,7 @@ def pixel_statistics(images, name):
 
 def check_affine(x, angle, translate, scale, shear):
     "Raises `ValueError` for what is no batch of float images, and for amounts that are no tensors."
-    images("x", x)
+    image_batch("x", x)
     for name, value in (("angle", angle), ("translate", translate), ("scale", scale), ("shear", shear)):
         a_tensor(name, value)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .arguments import checked, images
+from .arguments import checked, image_batch
 from .checks import positive_int
 from .files import FOLDER_ADVICE, DamagedFileError, DataError, DownloadError, data_root, receive, whole_file
 from .tensors import default_device, keep_freed_memory
@@ -136,7 +136,7 @@ class CenterCrop(_BatchCrop):
     def __repr__(self): return f"CenterCrop({self.size}, share={self.share})"
 
 
-@checked(x=images)
+@checked(x=image_batch)
 def denormalise(x):
     "Images `[n, 3, height, width]` that were normalised by ImageNet's statistics, in colours from 0 to 1 again."
     mean, std = (x.new_tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
