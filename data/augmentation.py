@@ -44,7 +44,8 @@ def ways(n_classes, x):
         "cutmix": (lambda s: [CutMix(n_classes, s)], [.1, .3, 1, 3]),
         "RandAugment": (lambda s: [RandAugment(2, s)], [2, 5, 9, 15])}
     if x.shape[1] == 1: return found | {
-        "perspective": (lambda s: [Perspective(s)], [.2, .4, .6]), "blur": (lambda s: [GaussianBlur(5, (.1, s))], [.5, 1, 2])}
+        "perspective": (lambda s: [Perspective(s)], [.2, .4, .6]),
+        "blur": (lambda s: [GaussianBlur(5, (.1, s))], [.5, 1, 2])}
     return found | {
         "color jitter": (lambda s: [ColorJitter(s, s, s, s / 4)], [.2, .4, .8, 1]),
         "grayscale": (lambda s: [Grayscale(s)], [.2, .5, .8]),
