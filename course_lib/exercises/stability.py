@@ -42,7 +42,7 @@ def lost_with(of=lambda grads: grads[grads != 0], scaled=lambda grads, scale: (g
 SHARE_LOST = Exercise(
     "14", share_lost, '''
 def share_lost(grads, scale):
-    "The share of the gradients other than 0 that float16 loses, if they are multiplied by scale before."
+    "The share of the gradients other than 0 that is lost in float16, multiplied by scale before."
     return 0.                                    # replace this
 ''',
     hints=("Which gradients count at all? And at which two ends does float16 lose a number?",
@@ -207,7 +207,7 @@ def unclipped_at_zero(weight, grad, clip):
 MENDED_AGC = Exercise(
     "14", mended_agc, '''
 def mended_agc(weight, grad, clip):              # mend this
-    "The gradient [n, m] of a weight [n, m], each row clipped to clip times the norm of the weight's row."
+    "The gradient [n, m], each row clipped to clip times the norm of the weight's row."
     weight_norm = weight.norm(dim=1, keepdim=True)
     grad_norm = grad.norm(dim=1, keepdim=True)
     return grad * (clip * weight_norm / grad_norm).nan_to_num(nan=1.).clamp(max=1)
@@ -322,7 +322,7 @@ def grads_of(opt): return [p.grad for group in opt.param_groups for p in group["
 def scaler_with(name, method): return type("MyScaler", (MyScaler,), {name: method})
 
 
-def step_with(finite=lambda grads: all(grad.isfinite().all() for grad in grads), first=lambda grads: None, divide=lambda grad, factor: grad.div_(factor),
+def step_with(finite=lambda grads: all(grad.isfinite().all() for grad in grads), divide=lambda grad, factor: grad.div_(factor),
               returns=lambda made: made, makes=lambda made, opt: made):
     def step(self, opt):
         grads = grads_of(opt)
@@ -370,7 +370,8 @@ class MyScaler:
     def update(self): pass                       # and this
 ''',
     hints=("What do the three methods have to know of each other? Keep it in self: the factor, and what else?",
-           "The gradients are p.grad of each p in group[\"params\"] of each group in opt.param_groups; some are None. Divide all of them by the factor, in place.",
+           "The gradients are p.grad of each p in group[\"params\"] of each group in opt.param_groups; some are None. Divide all of "
+           "them by the factor, in place.",
            "If all are finite, call opt.step() and return True. One that is inf or NaN is enough to skip the whole step and return False.",
            "update: after a skipped step the factor is multiplied by backoff and the count of good steps begins anew; after `interval` good "
            "steps in a row it's multiplied by growth, and the count begins anew as well."),
