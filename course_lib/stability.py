@@ -22,8 +22,8 @@ from .support.checks import positive_int
 from .support.gradients import grads_of, limit_entries, norm_by_unit, norm_of, parameters
 from .support.gradients import scale_all, scale_down, weights_and_grads
 from .support.stability import (
-    Moved, Replay, ScalerBooks, WithMasters, a_loss, check_outputs, in_dtype, leaves_of,
-    norm_parameters, past_norms, sixteen_bits, storage, tensors_in, with_graph)
+    Moved, Replay, ScalerBooks, WithMasters, a_loss, a_scaler, check_outputs, in_dtype,
+    leaves_of, norm_parameters, past_norms, sixteen_bits, storage, tensors_in, with_graph)
 
 # %% ../nbs/14_stability.ipynb #ef005c61
 @checked(params=parameters, c=above_0)
@@ -110,16 +110,16 @@ class MixedPrecision(WithMasters, Autocast):
     """The model's products in 16 bits by `torch.autocast`; its parameters stay in float32, where
     they are the masters that the optimizer steps.
 
-    dtype: torch.bfloat16, or torch.float16, with which the loss is scaled; scaler: a `LossScaler`
-    for that. A batch whose gradient overflows is skipped as a whole: `.n_skipped` counts them.
+    dtype: torch.bfloat16 or torch.float16; scaler: a `LossScaler`, made by default for float16
+    alone, which needs one. A batch whose gradient overflows is skipped as a whole: `.n_skipped` counts them.
     """
     run_after, run_before = (GradientAccumulation,), (GradientClip,)
 
-    @checked(dtype=sixteen_bits)
+    @checked(dtype=sixteen_bits, scaler=a_scaler)
     def __init__(self, dtype=torch.bfloat16, scaler=None):
         super().__init__(dtype)
-        needed = dtype is torch.float16
-        self.scaler, self.n_skipped = (scaler or LossScaler()) if needed else None, 0
+        self.scaler, self.n_skipped = scaler, 0
+        if scaler is None and dtype is torch.float16: self.scaler = LossScaler()
 
     def before_backward(self, learn):
         if not self.scaler: return

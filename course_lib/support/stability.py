@@ -113,6 +113,11 @@ class ScalerBooks:
         self.n_good = n_good
 
 
+def a_scaler(name, value):
+    if not isinstance(value, ScalerBooks): refuse(name, "a LossScaler", value)
+    return value
+
+
 class WithMasters:
     "What `MixedPrecision` inherits: checks, and the loss as the others are to see it."
     plain = scaled = None
