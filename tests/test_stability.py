@@ -16,6 +16,7 @@ from course_lib import (
     GradientClip, Learner, LossScaler, LRScheduler, MixedPrecision, Recorder, TensorLoader, checkpointed, clip_adaptive,
     clip_by_history, clip_by_norm, clip_by_value, offload_saved, saved_bytes)
 from course_lib.stability import run_in
+from course_lib.support.gradients import all_finite
 from tiny import every_device, seed
 
 F64 = torch.float64
@@ -281,6 +282,19 @@ def test_scaler_saved_and_loaded_at_every_step_goes_on_as_before():
     plain, saved = (scaler_run(LossScaler(64., 2., .5, 3), PAIRS["SGD"][1], BAD_STEPS["some"], rounds=rounds)
                     for rounds in (None, again))
     for a, b in zip(plain, saved, strict=True): assert torch.equal(a, b)
+
+
+@every_device
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_anywhere(dtype, bad, device):
+    tensors = [torch.randn(7, 5, device=device).to(dtype), *torch.ones(2, device=device), torch.zeros(0, device=device)]
+    largest = torch.full((2,), torch.finfo(dtype).max, dtype=dtype)
+    assert all_finite(tensors) and all_finite([]) and all_finite([largest, -largest])
+    for i in (0, 17, 34):
+        tensors[0] = torch.randn(7, 5, device=device).to(dtype)
+        tensors[0].view(-1)[i] = bad
+        assert not all_finite(tensors) and not all_finite(tensors[::-1])
 
 
 def opt_with_grad(value=1.):
