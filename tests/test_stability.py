@@ -553,6 +553,15 @@ def test_fits_one_after_the_other_are_one_fit_and_saved_ones_load(tmp_path):
     assert resumed.state_dict() == scaler.state_dict()
 
 
+def test_an_epoch_of_overflows_changes_nothing_and_counts_nothing():
+    recorder, cb, learn = Recorder(), MixedPrecision(torch.float16, LossScaler(2. ** 10)), learner()
+    before = copy.deepcopy(learn.model.state_dict())
+    learn.fit(1, cbs=[cb, Overflow(range(4)), recorder])
+    assert cb.n_skipped == 4 and cb.scaler.factor == 2. ** 6 and len(recorder.losses) == 0
+    assert math.isnan(learn.results["train_loss"]) and learn.results["valid_loss"] < 2
+    assert_states(learn.model.state_dict(), before, rtol=0, atol=0)
+
+
 def test_a_step_that_somebody_else_cancels_is_no_step_of_the_scaler():
     class Cancels(Callback):
         run_before = (MixedPrecision,)
@@ -744,6 +753,19 @@ def test_checkpointed_in_evaluation_without_gradients_frozen_and_with_several_in
         assert isinstance(out, tuple) and len(out) == 3
         both.append([*out, *torch.autograd.grad(out[0].sum() + out[2].square().sum(), [a, *module.parameters()])])
     for mine, theirs in zip(*both): assert torch.equal(mine, theirs)
+
+
+def test_checkpointed_runs_again_in_the_mode_of_its_first_run():
+    "Also where it has gone over to evaluation by then, at which torch's own checkpoint raises an error."
+    model, x, found = deep(nn.BatchNorm1d, nn.Dropout(.5)), torch.randn(9, 16, requires_grad=True), []
+    for wrap in (lambda block: block, checkpointed):
+        model.train()
+        seed(0)
+        loss = wrapped(model, wrap)(x).square().sum()
+        model.eval()
+        found.append(torch.autograd.grad(loss, x)[0])
+        assert not any(module.training for module in model.modules())
+    assert torch.equal(*found)
 
 
 def test_checkpointed_saved_loaded_copied_and_trained_in_a_learner():

@@ -149,9 +149,9 @@ class Moved:
 
 
 class Replay:
-    """A module run once, and then again with everything as it was: random numbers, autocast and buffers.
+    """A module run once, and then again with everything as it was: random numbers, autocast, buffers, modes.
 
-    The second run leaves random numbers and buffers as it found them. `RuntimeError` if a parameter has changed since.
+    The second run leaves random numbers, buffers and modes as it found them. `RuntimeError` if a parameter has changed since.
     """
     def __init__(self, module, inputs):
         check_inputs(inputs)
@@ -159,6 +159,7 @@ class Replay:
         self.plain = [None if isinstance(x, torch.Tensor) else x for x in inputs]
         self.learns = [isinstance(x, torch.Tensor) and x.requires_grad for x in inputs]
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self.training = [m.training for m in module.modules()]
         self.versions = [p._version for p in module.parameters()]
         self.random = self.random_numbers()
         kinds = {self.device.type, "cpu"}
@@ -174,6 +175,9 @@ class Replay:
         torch.set_rng_state(state[0])
         if self.device.type == "cuda": torch.cuda.set_rng_state(state[1], self.device)
         if self.device.type == "mps": torch.mps.set_rng_state(state[1])
+
+    def set_modes(self, modes):
+        for module, training in zip(self.module.modules(), modes): module.training = training
 
     def autocast(self):
         "As at first, but no copy of a weight is kept for others: one of a run without a graph would hide its gradient."
@@ -196,12 +200,15 @@ class Replay:
         if [p._version for p in self.module.parameters()] != self.versions:
             raise RuntimeError("A parameter of a checkpointed module was changed between its forward and its backward pass, "
                                "so it cannot be run again as it was.")
-        now = self.random_numbers()
+        now, modes = self.random_numbers(), [m.training for m in self.module.modules()]
         try:
+            self.set_modes(self.training)
             self.set_random_numbers(self.random)
             buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
             with self.autocast(): return functional_call(self.module, buffers, tuple(inputs))
-        finally: self.set_random_numbers(now)
+        finally:
+            self.set_random_numbers(now)
+            self.set_modes(modes)
 
 
 def with_graph(outputs, grads):
