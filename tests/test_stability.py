@@ -15,8 +15,10 @@ from course_lib import (
     SGD, Adam, BatchNorm1d, Callback, CancelStepException, DataLoaders, Dropout, GradientAccumulation,
     GradientClip, Learner, LossScaler, LRScheduler, MixedPrecision, Recorder, TensorLoader, checkpointed, clip_adaptive,
     clip_by_history, clip_by_norm, clip_by_value, offload_saved, saved_bytes)
+from course_lib.figures.stability import loss_scale_explorer, shares_in_float16
 from course_lib.stability import run_in
 from course_lib.support.gradients import all_finite
+from drive import drive
 from tiny import every_device, seed
 
 F64 = torch.float64
@@ -866,3 +868,29 @@ def test_gradient_clip_is_still_torchs(options):
     theirs.fit(2, cbs=[reference])
     assert_states(ours.model.state_dict(), theirs.model.state_dict(), rtol=1e-6, atol=1e-7)
     if "max_norm" in options: torch.testing.assert_close(cb.norm, reference.norm)
+
+
+# The live figure
+
+@pytest.mark.parametrize("power", [-30, 0, 9, 24, 60])
+def test_what_float16_loses_is_counted_as_numpy_counts_it(power):
+    sizes = 2. ** torch.empty(5000).uniform_(-45, 5, generator=torch.Generator().manual_seed(1))
+    found = shares_in_float16(sizes * torch.tensor([1., -1.]).repeat(2500), 2. ** power)
+    exact = sizes.double().numpy() * 2. ** power
+    shares = {"lost": exact <= 2. ** -25, "infinite": exact >= 65_520,
+              "vague": (exact > 2. ** -25) & (exact < 2. ** -14)}
+    shares["good"] = ~(shares["lost"] | shares["vague"] | shares["infinite"])
+    assert found == pytest.approx({name: share.mean() for name, share in shares.items()})
+
+
+def test_the_live_figure():
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.randn(4000, generator=generator) * 2. ** torch.empty(4000).uniform_(-38, -12, generator=generator)
+    grads[::3] = 0
+    explorer = loss_scale_explorer(grads)
+    states = [explorer.set(power=power) for power in range(-8, 45, 4)]
+    lost, infinite = ([state[name] for state in states] for name in ("lost", "infinite"))
+    assert lost == sorted(lost, reverse=True) and infinite == sorted(infinite) and lost[0] > .7 and infinite[-1] > .2
+    for state in states: assert sum(state[name] for name in ("lost", "vague", "good", "infinite")) == pytest.approx(1)
+    explorer.reset()
+    drive(explorer, also=[2])
