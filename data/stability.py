@@ -151,7 +151,7 @@ class Lab:
         model, scaler = seeded(seed, eight_layers), None
         how, _, shrink = how.partition(" / ")
         shrink = float(shrink or 1)
-        dtype = torch.float16 if "float16" in how else torch.bfloat16
+        dtype = torch.bfloat16 if "bfloat16" in how else torch.float16
         run = {"float32": model, "masters": partial(run_in, dtype, model)}.get(how.split()[-1])
         if run is None:
             model = model.to(dtype)
