@@ -170,6 +170,15 @@ def test_by_history_clips_at_mean_plus_k_deviations_of_the_norms_after_clipping(
         torch.testing.assert_close(params[0].grad, min(norm, limit) * direction, rtol=1e-5, atol=1e-7)
 
 
+def test_by_history_takes_two_deviations_and_a_hundred_norms_by_default():
+    past, params = [torch.tensor(1. + i % 2) for i in range(150)], with_grads(size=1e3)
+    known = [norm.item() for norm in past]
+    clip_by_history(params, past)
+    limit = np.mean(known) + 2 * np.std(known, ddof=1)
+    assert math.sqrt(sum(g.square().sum().item() for g in grads(params[:-1]))) == pytest.approx(limit, rel=1e-5)
+    assert len(past) == 100 and past[-1].item() == pytest.approx(limit, rel=1e-5)
+
+
 def test_by_history_forgets_what_is_not_finite_and_begins_unclipped():
     past, params = [], with_grads(size=1e6)
     clip_by_history(params, past)
