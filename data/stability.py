@@ -124,7 +124,7 @@ class Lab:
         while True:
             rate = {limit: best_rate(limit) for limit in limits}
             best = max(limits, key=lambda limit: score(limit, rate[limit]))
-            if way == "none" or min(limits) < best < max(limits): break
+            if way == "none" or min(limits) < best < max(limits) or best == LADDER[-1]: break
             if way == "history":
                 if best == 0: break  # no limit is lower than the mean
                 limits.append(best + 1.)
