@@ -18,6 +18,8 @@ from course_lib import (
 from course_lib.figures.stability import loss_scale_explorer, shares_in_float16
 from course_lib.stability import run_in
 from course_lib.support.gradients import all_finite
+from course_lib.support.paired import paired
+from course_lib.support.results import results
 from drive import drive
 from tiny import every_device, seed
 
@@ -903,3 +905,36 @@ def test_the_live_figure():
     for state in states: assert sum(state[name] for name in ("lost", "vague", "good", "infinite")) == pytest.approx(1)
     explorer.reset()
     drive(explorer, also=[2])
+
+
+# What was measured
+
+@pytest.mark.parametrize("data", ["mnist", "digits"])
+def test_what_the_chapter_says_of_its_runs(data):
+    found = results("stability").get(data)
+    if found is None: pytest.skip(f"data/stability.py has not run on {data} yet")
+    clipping = found["clipping"]
+    for part in clipping.values():
+        for way, entry in part.items():
+            assert all(len(runs) == 10 for runs in entry["runs"]) and len(entry["runs"]) == len(entry["rates"])
+            tried = {(limit, lr): score for limit, lr, score in entry["tried"]}
+            limit, lr = entry["limit"], entry["lr"]
+            assert tried[limit, lr] == max(tried.values())                     # the best, with others on both sides
+            rates = [rate for other, rate in tried if other == limit]
+            assert min(rates) < lr < max(rates)
+            limits = {other for other, _ in tried}
+            if way != "none": assert limit < max(limits) and (limit > min(limits) or way == "history")
+
+    def at(part, way):
+        entry = clipping[part][way]
+        return np.array(entry["runs"][entry["rates"].index(entry["lr"])])
+    for way in ("value", "norm", "adaptive", "history"):
+        assert paired(at("wild", way), at("wild", "none")).low > .1            # with accidents all of them help
+
+    def at_1(way): return np.array((entry := clipping["ordinary"][way])["runs"][entry["rates"].index(1.)])
+    for way in ("value", "norm"): assert paired(at_1(way), at_1("none")).low > .3  # a rate too high without clipping
+    runs = found["precision"]
+    assert paired(np.array(runs["bfloat16 weights"]["0.01"]), np.array(runs["float32"]["0.01"])).high < 0
+    [lost] = [name for name in runs if name.startswith("float16 masters /")]
+    gain = paired(np.array(runs[f"scaled {lost}"]["0.01"]), np.array(runs[lost]["0.01"]))
+    assert gain.low > .1
