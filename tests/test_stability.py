@@ -923,7 +923,10 @@ def test_what_the_chapter_says_of_its_runs(data):
             rates = [rate for other, rate in tried if other == limit]
             assert min(rates) < lr < max(rates)
             limits = {other for other, _ in tried}
-            if way != "none": assert limit < max(limits) and (limit > min(limits) or way == "history")
+            if way == "none": continue
+            assert limit > min(limits) or way == "history"
+            plain = [score for _, rate, score in part["none"]["tried"] if rate == lr]
+            assert limit < max(limits) or tried[limit, lr] == plain[0]         # at which nothing is clipped
 
     def at(part, way):
         entry = clipping[part][way]
@@ -932,7 +935,8 @@ def test_what_the_chapter_says_of_its_runs(data):
         assert paired(at("wild", way), at("wild", "none")).low > .1            # with accidents all of them help
 
     def at_1(way): return np.array((entry := clipping["ordinary"][way])["runs"][entry["rates"].index(1.)])
-    for way in ("value", "norm"): assert paired(at_1(way), at_1("none")).low > .3  # a rate too high without clipping
+    if data == "mnist":                                    # on the digits, the best limit of the norm clips nothing
+        for way in ("value", "norm"): assert paired(at_1(way), at_1("none")).low > .3
     runs = found["precision"]
     assert paired(np.array(runs["bfloat16 weights"]["0.01"]), np.array(runs["float32"]["0.01"])).high < 0
     [lost] = [name for name in runs if name.startswith("float16 masters /")]
