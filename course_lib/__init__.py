@@ -31,6 +31,9 @@ from course_lib.regularization import (
     SGDW, Dropout, DropPath, drop_path_rates, smooth_labels, soft_cross_entropy)
 from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step
 from course_lib.sgd import Optimizer, sgd_step
+from course_lib.stability import (
+    LossScaler, MixedPrecision, checkpointed, clip_adaptive, clip_by_history, clip_by_norm, clip_by_value,
+    offload_saved, saved_bytes)
 from course_lib.support.files import DamagedFileError, DataError, DownloadError
 from course_lib.support.flat import flatten_parameters
 from course_lib.support.glyphs import GlyphLoader
@@ -59,20 +62,21 @@ __all__ = [
     "Cutout", "DamagedFileError", "DataError", "DataLoaders", "DownloadError", "DropPath", "Dropout", "EVENTS",
     "EarlyStopping", "Explorer", "Flip", "GaussianBlur", "GlyphLoader", "GradientAccumulation", "GradientClip",
     "Grayscale", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner", "Lion", "LiveFigure",
-    "MixUp", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "PCAColor", "ParamScheduler", "Perspective",
-    "Progress", "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine",
-    "RandomCrop", "RandomResizedCrop", "Recorder", "Rotate", "SGD", "SGDW", "SaveBest", "Sweep", "TensorLoader",
-    "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness", "adjust_contrast", "adjust_hue",
-    "adjust_saturation", "adjust_sharpness", "affine", "autocontrast", "average_grad", "average_grad_dampened",
-    "average_grad_slow", "average_sqr_grad", "backtranslate", "check_setup", "combine", "const", "cos",
-    "count_steps", "course_data", "crop", "decay_weights_only", "default_device", "delete", "denormalise",
-    "dequantize", "digits", "draw_few", "drop_path_rates", "equalize", "erase", "exp", "explore", "fake_quantize",
-    "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to",
-    "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb", "grayscale", "hflip", "imagenet_resnet",
-    "imagenette", "insert", "invert", "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step", "load_weights",
-    "lr_find", "magnitude_mask", "make_fast", "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4",
-    "one_cycle", "perspective", "pets", "poly", "posterize", "prune", "quantize", "replace", "replace_head",
-    "rms_prop_step", "rotate", "sgd_step", "shear", "show", "show_images", "shuffle_sentences", "size_bytes",
+    "LossScaler", "MixUp", "MixedPrecision", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "PCAColor",
+    "ParamScheduler", "Perspective", "Progress", "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer",
+    "RandAugment", "RandomAffine", "RandomCrop", "RandomResizedCrop", "Recorder", "Rotate", "SGD", "SGDW", "SaveBest",
+    "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness", "adjust_contrast",
+    "adjust_hue", "adjust_saturation", "adjust_sharpness", "affine", "autocontrast", "average_grad",
+    "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "backtranslate", "check_setup", "checkpointed",
+    "clip_adaptive", "clip_by_history", "clip_by_norm", "clip_by_value", "combine", "const", "cos", "count_steps",
+    "course_data", "crop", "decay_weights_only", "default_device", "delete", "denormalise", "dequantize", "digits",
+    "draw_few", "drop_path_rates", "equalize", "erase", "exp", "explore", "fake_quantize", "features", "few_shot",
+    "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to", "gaussian_blur", "glosses",
+    "glyph_backbone", "gray_to_rgb", "grayscale", "hflip", "imagenet_resnet", "imagenette", "insert", "invert",
+    "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step", "load_weights", "lr_find", "magnitude_mask",
+    "make_fast", "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4", "offload_saved", "one_cycle",
+    "perspective", "pets", "poly", "posterize", "prune", "quantize", "replace", "replace_head", "rms_prop_step",
+    "rotate", "saved_bytes", "sgd_step", "shear", "show", "show_images", "shuffle_sentences", "size_bytes",
     "small_resnet", "smooth_labels", "soft_cross_entropy", "solarize", "swap", "sweep", "synonyms", "translate",
     "tta", "unfreeze", "use_style", "warm_restarts", "weight_decay", "words_of"]
 

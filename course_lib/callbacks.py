@@ -20,6 +20,7 @@ from .support.accumulation import Limits, WaitingBatches, parameters_with_grad
 from .support.activations import LayerStatistics
 from .support.arguments import a_path, checked
 from .support.checks import positive_int
+from .support.gradients import grads_of, limit_entries, norm_of, scale_down
 from .support.progress import ProgressReport
 from .support.records import BatchRecords, CheckedWatcher, CSVFile, RemembersLearner, SaysWhy
 from .support.saving import load, save
@@ -165,9 +166,10 @@ class GradientClip(Limits, Callback):
     run_after = (GradientAccumulation,)
 
     def before_step(self, learn):
-        parameters = parameters_with_grad(learn.opt)
-        if self.max_norm is None: nn.utils.clip_grad_value_(parameters, self.max_value)
-        else: self.norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        grads = grads_of(parameters_with_grad(learn.opt))
+        if self.max_norm is None: return limit_entries(grads, self.max_value)
+        self.norm = norm_of(grads)
+        scale_down(grads, self.max_norm / (self.norm + 1e-6))
 
 # %% ../nbs/07_callbacks.ipynb #bbea4fbe
 class ActivationStats(LayerStatistics, Callback):

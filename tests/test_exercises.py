@@ -14,6 +14,7 @@ from mutants import mutants
 import course_lib.exercises
 from course_lib.exercises import EXERCISES, check, hint, progress, solution
 from course_lib.exercises.core import Raised
+from course_lib.exercises.stability import TorchsScaler
 from test_house import ROOT
 
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=list(EXERCISES))
@@ -123,12 +124,18 @@ def torchs_fake(x, bits):
     return torch.fake_quantize_per_channel_affine(x, scale, torch.zeros(len(x), dtype=torch.int32), 0, -top, top)
 
 
+def torchs_clip(grads, limit):
+    params = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in grads]
+    for param, grad in zip(params, grads): param.grad = grad
+    return torch.nn.utils.clip_grad_norm_(params, limit)
+
+
 TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
     "MyOptimizer": TorchsSGD, "my_momentum": torchs_momentum, "my_rmsprop": torchs_rmsprop,
     "my_adam": torchs_stepper(torch.optim.Adam),
     "amsgrad_step": torchs_stepper(partial(torch.optim.Adam, amsgrad=True)),
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
-    "my_fake_quantize": torchs_fake,
+    "my_fake_quantize": torchs_fake, "my_clip": torchs_clip, "MyScaler": TorchsScaler,
     "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps), "MyDropout": torch.nn.Dropout,
     "average_grad_torch": torchs_buffer, "centered_step": torchs_centered, "adapted": torchs_average,
     "folded": lambda linear, norm: torch.nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval())}
