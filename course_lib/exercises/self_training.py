@@ -73,7 +73,7 @@ def kept_and_right(probs, labels, threshold):
 # 2. The most confident of each class
 
 def most_confident(probs, per_class):
-    "Indices, sorted, of the per_class most confident images of each predicted class (fewer where there are fewer)."
+    "Sorted indices of each predicted class's per_class most confident images, or of all it has."
     confidence, predicted = probs.max(1)
     order = confidence.argsort(descending=True)
     return torch.cat([order[predicted[order] == k][:per_class] for k in range(probs.shape[1])]).sort().values
@@ -108,7 +108,7 @@ def the_surest(probs, confidence, members, k, n): return members[confidence[memb
 MOST_CONFIDENT = Exercise(
     "15", most_confident, '''
 def most_confident(probs, per_class):
-    "Indices, sorted, of the per_class most confident images of each predicted class (fewer where there are fewer)."
+    "Sorted indices of each predicted class's per_class most confident images, or of all it has."
     return torch.arange(per_class)               # replace this
 ''',
     hints=("If the images stood in order of confidence, the surest first, which of them would you take for one class?",
@@ -197,7 +197,7 @@ def mended_feedback(old_loss, new_loss, log_prob):  # mend this
 # 4. Pseudo labels from a blank page
 
 def my_pseudo_label(model, x, threshold):
-    "(indices of the images kept, their soft targets), in eval mode and without a graph; each module's mode is as before."
+    "(indices of the images kept, their soft targets), in eval mode, without a graph; modes stay."
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.no_grad(): probs = model(x).softmax(1)
@@ -268,7 +268,7 @@ def hard(logits, kept): return logits.argmax(1)[kept]
 MY_PSEUDO_LABEL = Exercise(
     "15", my_pseudo_label, '''
 def my_pseudo_label(model, x, threshold):
-    "(indices of the images kept, their soft targets), in eval mode and without a graph; each module's mode is as before."
+    "(indices of the images kept, their soft targets), in eval mode, without a graph; modes stay."
     return torch.arange(len(x)), x               # replace this
 ''',
     hints=("Three things to care for: the modes, the graph, the choice. Which attribute of a module says in which mode it is?",
