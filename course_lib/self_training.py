@@ -17,7 +17,7 @@ from .support.checks import positive_int, whole_from_0
 from .support.data import first_batches
 from .support.self_training import (
     as_shares, batch_of, check_fits, check_logits, evaluating, inputs, inputs_of, labelled_pair,
-    mean_entry, probabilities, true_or_false)
+    mean_entry, optimizer_of, probabilities, true_or_false)
 
 # %% ../nbs/15_self_training.ipynb #15c00003
 @checked(model=a_module, x=inputs, threshold=a_share, soft=true_or_false, batch_size=positive_int)
@@ -120,7 +120,8 @@ def learn_and_tell(student, optimizer, xb, labels, labelled):
 
 # %% ../nbs/15_self_training.ipynb #15c00009
 @checked(teacher=a_module, student=a_module, labelled=a_loader, unlabelled=a_loader,
-         teacher_opt=a_function, student_opt=a_function, n_steps=positive_int, feedback=finite)
+         teacher_opt=a_function, student_opt=a_function, n_steps=positive_int, feedback=finite,
+         noise=a_function)
 def meta_pseudo_labels(teacher, student, labelled, unlabelled, teacher_opt, student_opt, n_steps,
                        feedback=1., noise=None):
     """Train both at once (Pham et al., 2021), in place; returns `old − new` of each step, a list.
@@ -130,18 +131,19 @@ def meta_pseudo_labels(teacher, student, labelled, unlabelled, teacher_opt, stud
     beside the teacher's own loss on the labelled batch; noise: a transform for the student alone.
     """
     teacher.train(), student.train()
-    opt_t, opt_s = teacher_opt(teacher.parameters()), student_opt(student.parameters())
+    opt_t = optimizer_of("teacher_opt", teacher_opt, teacher)
+    opt_s = optimizer_of("student_opt", student_opt, student)
     gains, usual = [], None
     batches = zip(first_batches(labelled, n_steps), first_batches(unlabelled, n_steps))
     for few, many in batches:
         (xl, yl), xu = batch_of(few), inputs_of(many)
+        loss = F.cross_entropy(teacher(xl), yl)     # first: it may move running statistics
         with evaluating(teacher): logits = check_logits(teacher(xu), xu)
         labels = torch.distributions.Categorical(logits=logits.detach()).sample()
         seen = noise(xu, labels)[0] if noise else xu
         old, new = learn_and_tell(student, opt_s, seen, labels, (xl, yl))
         gains.append(old - new)
         usual = mean_entry(usual, old - new)        # a label is good if it helps more than usual
-        loss = F.cross_entropy(teacher(xl), yl)
         loss = loss + feedback * feedback_loss(old - usual, new, logits, labels)
         opt_t.zero_grad()
         loss.backward()

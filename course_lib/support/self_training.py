@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from .arguments import a_batch, a_pair_of_tensors, an_instance, refuse
-from .checks import counted, described
+from .checks import counted, described, shorten
+from .transfer import first_of_each_class
 
 true_or_false = an_instance("True or False", bool)
 
@@ -81,3 +82,24 @@ def check_fits(unlabelled, labelled):
     "Are these inputs of one kind?"
     if unlabelled.shape[1:] != labelled.shape[1:] or unlabelled.dtype != labelled.dtype:
         raise ValueError(f"Labelled and unlabelled inputs must be of one kind, but are {described(labelled)} and {described(unlabelled)}.")
+
+
+def few_labels(x, y, n_per_class, seed):
+    "The first n images of each class in an order that the seed draws, and their classes; None: all there are."
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed)).to(y.device)
+    rows = order if n_per_class is None else first_of_each_class(y, order, n_per_class)
+    return x[rows], y[rows]
+
+
+def without_labels(dls, n=5000):
+    "The training images in two parts: (x, y) to draw labels from, and (x, y) of at most n images, at most half, whose y only judges."
+    x, y = dls.train.x, dls.train.y
+    n = min(n, len(x) // 2)
+    return (x[:-n], y[:-n]), (x[-n:], y[-n:])
+
+
+def optimizer_of(name, make, model):
+    "What `make` makes of the model's parameters: an optimizer, or a `ValueError`."
+    opt = make(model.parameters())
+    if not hasattr(opt, "param_groups"): raise ValueError(f"{name} must give an optimizer of parameters, not {shorten(opt)}.")
+    return opt
