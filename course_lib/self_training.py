@@ -53,7 +53,8 @@ def balanced(probs, per_class=None):
     return torch.cat([best_first[:0], *parts]).sort().values
 
 # %% ../nbs/15_self_training.ipynb #15c00005
-@checked(teacher=a_module, labelled=labelled_pair, unlabelled=inputs, balance=true_or_false)
+@checked(teacher=a_module, labelled=labelled_pair, unlabelled=inputs, soft=true_or_false,
+         balance=true_or_false)
 def with_pseudo_labels(teacher, labelled, unlabelled, threshold=0., soft=True, balance=True):
     """What a student learns from: inputs `[m, ...]` and shares of classes `[m, classes]`.
 
@@ -102,7 +103,7 @@ def feedback_loss(old_loss, new_loss, logits, labels):
     labels `[B]`, which were drawn from the teacher's logits `[B, classes]`; plain numbers here,
     through which no gradient flows.
     """
-    helped = float(old_loss) - float(new_loss)
+    with torch.no_grad(): helped = float(old_loss - new_loss)
     return helped * F.cross_entropy(logits, labels)
 
 # %% ../nbs/15_self_training.ipynb #15c00008
@@ -137,7 +138,7 @@ def meta_pseudo_labels(teacher, student, labelled, unlabelled, teacher_opt, stud
     batches = zip(first_batches(labelled, n_steps), first_batches(unlabelled, n_steps))
     for few, many in batches:
         (xl, yl), xu = batch_of(few), inputs_of(many)
-        loss = F.cross_entropy(teacher(xl), yl)     # first: it may move running statistics
+        loss = F.cross_entropy(check_logits(teacher(xl), xl), yl)   # first: it moves running statistics
         with evaluating(teacher): logits = check_logits(teacher(xu), xu)
         labels = torch.distributions.Categorical(logits=logits.detach()).sample()
         seen = noise(xu, labels)[0] if noise else xu
