@@ -14,7 +14,7 @@ from .data import TensorLoader
 from .regularization import soft_cross_entropy
 from .support.arguments import a_function, a_loader, a_module, a_share, checked, finite
 from .support.checks import positive_int, whole_from_0
-from .support.data import first_batches
+from .support.data import a_transform, first_batches
 from .support.self_training import (
     as_shares, batch_of, check_fits, check_logits, evaluating, inputs, inputs_of, labelled_pair,
     mean_entry, optimizer_of, probabilities, true_or_false)
@@ -72,8 +72,8 @@ def with_pseudo_labels(teacher, labelled, unlabelled, threshold=0., soft=True, b
     return torch.cat([x, unlabelled[kept]]), torch.cat([as_shares(y, n_classes), probs])
 
 # %% ../nbs/15_self_training.ipynb #15c00006
-@checked(new_student=a_function, fit=a_function, n_rounds=positive_int, batch_size=positive_int,
-         seed=whole_from_0)
+@checked(new_student=a_function, fit=a_function, n_rounds=positive_int, noise=a_transform,
+         batch_size=positive_int, seed=whole_from_0)
 def noisy_student(teacher, new_student, labelled, unlabelled, fit, n_rounds=2, noise=None,
                   threshold=0., soft=True, balance=True, batch_size=100, seed=0):
     """Rounds of self-training (Xie et al., 2020); the students, one a round.
@@ -122,7 +122,7 @@ def learn_and_tell(student, optimizer, xb, labels, labelled):
 # %% ../nbs/15_self_training.ipynb #15c00009
 @checked(teacher=a_module, student=a_module, labelled=a_loader, unlabelled=a_loader,
          teacher_opt=a_function, student_opt=a_function, n_steps=positive_int, feedback=finite,
-         noise=a_function)
+         noise=a_transform)
 def meta_pseudo_labels(teacher, student, labelled, unlabelled, teacher_opt, student_opt, n_steps,
                        feedback=1., noise=None):
     """Train both at once (Pham et al., 2021), in place; returns `old − new` of each step, a list.
@@ -138,7 +138,7 @@ def meta_pseudo_labels(teacher, student, labelled, unlabelled, teacher_opt, stud
     batches = zip(first_batches(labelled, n_steps), first_batches(unlabelled, n_steps))
     for few, many in batches:
         (xl, yl), xu = batch_of(few), inputs_of(many)
-        loss = F.cross_entropy(check_logits(teacher(xl), xl), yl)   # first: it moves running statistics
+        loss = F.cross_entropy(check_logits(teacher(xl), xl), yl)   # first: it moves statistics
         with evaluating(teacher): logits = check_logits(teacher(xu), xu)
         labels = torch.distributions.Categorical(logits=logits.detach()).sample()
         seen = noise(xu, labels)[0] if noise else xu

@@ -70,12 +70,16 @@ def mean_entry(history, value, decay=.99):
 
 def batch_of(batch):
     "A labelled batch `(xb, yb)`; `ValueError` for anything else."
-    return a_batch(batch)
+    try: return a_batch(batch)
+    except ValueError: raise ValueError(f"labelled must be a loader of pairs (xb, yb); it gave {shorten(batch)}.") from None
 
 
 def inputs_of(batch):
     "The inputs of an unlabelled batch: what a loader of pairs gave, of which the second is not looked at, or a tensor."
-    return batch if isinstance(batch, torch.Tensor) else a_batch(batch)[0]
+    if isinstance(batch, torch.Tensor): return batch
+    try: return a_batch(batch)[0]
+    except ValueError:
+        raise ValueError(f"unlabelled must be a loader of pairs (xb, yb) or of inputs alone; it gave {shorten(batch)}.") from None
 
 
 def check_fits(unlabelled, labelled):
