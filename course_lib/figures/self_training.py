@@ -97,20 +97,19 @@ STYLES = [("blue", "o", "-"), ("orange", "s", "--"), ("green", "D", "-."), ("pin
 
 
 @styled
-def curves_figure(lines, xticks, xlabel, title, shift=.05):
-    """Accuracy with intervals: lines name -> list of `[S]` shares, one a place on the axis, None where there is none.
-
-    An interval is Student's, 95 %, for the mean over the seeds.
+def curves_figure(lines, xticks, xlabel, title, levels=None, shift=.05):
+    """Accuracy with intervals: lines name -> list of `[S]` shares, one a place on the axis; levels: name -> `[S]` shares, of
+    which a horizontal line shows the mean. An interval is Student's, 95 %, for the mean over the seeds.
     """
     fig = Figure(figsize=(8, 4.4))
     ax = fig.subplots()
     for i, (name, runs) in enumerate(lines.items()):
         color, marker, ls = STYLES[i % len(STYLES)]
-        places = [at for at, run in enumerate(runs) if run is not None]
-        spread = [paired(100 * np.array(runs[at]), np.zeros(len(runs[at]))) for at in places]
-        ax.errorbar([at + shift * (i - (len(lines) - 1) / 2) for at in places], [one.mean for one in spread],
+        spread = [points(run, np.zeros(len(run))) for run in runs]
+        ax.errorbar([at + shift * (i - (len(lines) - 1) / 2) for at in range(len(runs))], [one.mean for one in spread],
                     [[one.mean - one.low for one in spread], [one.high - one.mean for one in spread]],
                     color=COLORS[color], marker=marker, ls=ls, capsize=3, label=name)
+    for name, run in (levels or {}).items(): ax.axhline(100 * np.mean(run), color=GHOST, ls=(0, (1, 1)), label=name)
     ax.set_xticks(range(len(xticks)), xticks)
     ax.set(xlabel=xlabel, ylabel="test images right (%)", title=title)
     ax.legend(loc="best")
