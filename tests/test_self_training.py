@@ -496,3 +496,29 @@ def test_a_loader_that_is_used_up_is_an_error_and_no_endless_loop():
     given = partial(SGD, lr=.1)
     with pytest.raises(ValueError, match="used up"):
         meta_pseudo_labels(linear(), linear(1), [points(4)], iter([points(4)]), given, given, 2)
+
+
+def test_both_nets_are_trained_in_training_mode_whatever_they_were_in():
+    teacher, student, modes = net().eval(), net(1).eval(), []
+    for model in (teacher, student): model.register_forward_pre_hook(lambda model, args: modes.append(model.training))
+    opt = partial(SGD, lr=.1)
+    meta_pseudo_labels(teacher, student, [points(12)], [points(8)], opt, opt, 1)
+    assert modes == [True, False, False, True, False] and teacher.training and student.training
+    assert teacher[1].num_batches_tracked == student[1].num_batches_tracked == 1
+
+
+def test_by_default_labels_are_soft_all_are_kept_and_classes_balanced():
+    teacher, (x, y), (u, _) = linear(), points(9), points(40, 2)
+    kept, probs = pseudo_label(teacher, u)
+    assert kept.tolist() == list(range(40)) and probs.shape == (40, 3)
+    seen = []
+    noisy_student(teacher, linear, (x, y), u, lambda _, batches: seen.append(batches), 1, batch_size=1)
+    rows = balanced(probs)
+    assert torch.equal(seen[0].x, torch.cat([x, u[rows]])) and torch.equal(seen[0].y[9:].to(F64), probs[rows])
+
+
+def test_more_inputs_than_fit_into_one_batch_are_asked_in_several():
+    sizes, model = [], linear()
+    model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
+    pseudo_label(model, torch.zeros(2500, 4, dtype=F64))
+    assert sum(sizes) == 2500 and max(sizes) < 2500
