@@ -13,8 +13,10 @@ from course_lib import (
     SGD, Adam, Callback, DataLoaders, Learner, Recorder, TensorLoader, balanced, meta_pseudo_labels, noisy_student,
     pseudo_label, soft_cross_entropy)
 from course_lib.exercises.self_training import mended_feedback
+from course_lib.figures.self_training import threshold_explorer
 from course_lib.self_training import feedback_loss, learn_and_tell, loss_on, with_pseudo_labels
 from course_lib.support.self_training import evaluating
+from drive import drive
 from tiny import every_device, with_ctrl_c
 
 F64 = torch.float64
@@ -522,3 +524,29 @@ def test_more_inputs_than_fit_into_one_batch_are_asked_in_several():
     model.register_forward_pre_hook(lambda model, args: sizes.append(len(args[0])))
     pseudo_label(model, torch.zeros(2500, 4, dtype=F64))
     assert sum(sizes) == 2500 and max(sizes) < 2500
+
+
+# The live figure
+
+def test_the_live_figure_counts_what_is_kept_and_what_is_right():
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(300) % 10
+    probs = (2.5 * torch.eye(10)[labels] + 1.3 * torch.randn(300, 10, generator=generator)).softmax(1)
+    explorer = threshold_explorer(probs, labels, torch.rand(300, 1, 28, 28, generator=generator))
+    for threshold in (.1, .4, .6, .85, 1.):
+        kept = [i for i in range(300) if probs[i].max() >= threshold]
+        right = sum(probs[i].argmax() == labels[i] for i in kept).item() if kept else 0
+        found = explorer.set(threshold=threshold)
+        assert (found["n_kept"], found["n_wrong"], found["kept"]) == (len(kept), len(kept) - right, len(kept) / 300)
+        assert found["right"] == pytest.approx(right / len(kept) if kept else 0.)
+        assert found["per_class"] == [sum(probs[i].argmax() == k for i in kept) for k in range(10)]
+        assert found["per_class"][found["smallest"]] == min(found["per_class"])
+        assert found["per_class"][found["largest"]] == max(found["per_class"])
+    explorer.reset()
+    drive(explorer)
+
+
+def test_the_live_figure_takes_few_images_none_wrong_and_none_right():
+    probs, labels = torch.eye(10)[[1, 2]], torch.tensor([1, 2])
+    assert threshold_explorer(probs, labels, torch.rand(2, 1, 28, 28)).set(threshold=1.)["right"] == 1
+    assert threshold_explorer(probs, labels + 1, torch.rand(2, 1, 28, 28)).set(threshold=.5)["right"] == 0
