@@ -15,7 +15,9 @@ from course_lib import (
 from course_lib.exercises.self_training import mended_feedback
 from course_lib.figures.self_training import threshold_explorer
 from course_lib.self_training import feedback_loss, learn_and_tell, loss_on, with_pseudo_labels
-from course_lib.support.self_training import evaluating
+from course_lib.support.paired import paired
+from course_lib.support.results import results
+from course_lib.support.self_training import evaluating, few_labels, without_labels
 from drive import drive
 from tiny import every_device, with_ctrl_c
 
@@ -550,3 +552,45 @@ def test_the_live_figure_takes_few_images_none_wrong_and_none_right():
     probs, labels = torch.eye(10)[[1, 2]], torch.tensor([1, 2])
     assert threshold_explorer(probs, labels, torch.rand(2, 1, 28, 28)).set(threshold=1.)["right"] == 1
     assert threshold_explorer(probs, labels + 1, torch.rand(2, 1, 28, 28)).set(threshold=.5)["right"] == 0
+
+
+# What the chapter measures
+
+@pytest.mark.parametrize("n_per_class", [1, 4])
+def test_so_many_labels_of_each_class_drawn_by_a_seed(n_per_class):
+    x, y = torch.arange(60.), torch.arange(60) % 5
+    few = few_labels(x, y, n_per_class, 3)
+    assert Counter(few[1].tolist()) == dict.fromkeys(range(5), n_per_class) and torch.equal(few[0].long() % 5, few[1])
+    assert len(set(few[0].tolist())) == 5 * n_per_class
+    assert torch.equal(few[0], few_labels(x, y, n_per_class, 3)[0])
+    assert set(few[0].tolist()) != set(few_labels(x, y, n_per_class, 4)[0].tolist())
+    assert sorted(few_labels(x, y, None, 3)[0].tolist()) == x.tolist()
+
+
+@pytest.mark.parametrize("n, hidden", [(12, 6), (5, 5), (1, 1)])
+def test_images_without_labels_are_none_that_labels_are_drawn_from(n, hidden):
+    dls = DataLoaders(TensorLoader(torch.arange(12.)[:, None], torch.arange(12), 4), None)
+    (x, y), (u, known) = without_labels(dls, n)
+    assert len(u) == hidden and sorted([*x[:, 0].tolist(), *u[:, 0].tolist()]) == list(range(12))
+    assert torch.equal(x[:, 0].long(), y) and torch.equal(u[:, 0].long(), known)
+
+
+@pytest.mark.parametrize("data", ["mnist", "digits"])
+def test_what_the_chapter_says_of_its_runs(data):
+    found = results("self_training")[data]
+    for part in found.values():
+        runs = {name: run for name, run in part.items() if name not in ("rates", "sizes")}
+        assert all(len(run) == 10 and all(0 < share <= 1 for share in run) for run in runs.values())
+        for rates in part["rates"].values():
+            if "lr" not in rates: continue
+            at = rates["rates"].index(rates["lr"])
+            assert 0 < at < len(rates["rates"]) - 1 and rates["tried"][at] == max(rates["tried"])
+    few = found["few"]
+    assert paired(few["plain > noisy"], few["plain"]).low > 0           # noise helps the student …
+    gain = paired(few["plain > plain"], few["plain"]).mean
+    assert gain < paired(few["plain > noisy"], few["plain"]).mean / 2   # … and without it little is gained
+    if data == "digits": return
+    assert paired(few["noisy > noisy"], few["noisy"]).low > 0           # on the embedded digits its interval holds 0
+    long = found["long"]
+    for name in ("noisy, as long", "noisy, twice as long"):
+        assert paired(long["noisy > noisy, as long"], long[name]).low > 0
