@@ -95,7 +95,7 @@ def noisy_student(teacher, new_student, labelled, unlabelled, fit, n_rounds=2, n
         teacher = student
     return students
 
-# %% ../nbs/15_self_training.ipynb #15c0002a
+# %% ../nbs/15_self_training.ipynb #15c0002c
 def feedback_loss(old_loss, new_loss, logits, labels):
     """The teacher's part of meta pseudo labels: descent on it makes labels likelier that helped.
 
@@ -106,7 +106,7 @@ def feedback_loss(old_loss, new_loss, logits, labels):
     with torch.no_grad(): helped = float(old_loss - new_loss)
     return helped * F.cross_entropy(logits, labels)
 
-# %% ../nbs/15_self_training.ipynb #15c00034
+# %% ../nbs/15_self_training.ipynb #15c00036
 @torch.no_grad()
 def loss_on(model, xb, yb):
     with evaluating(model): return F.cross_entropy(model(xb), yb).item()
@@ -122,7 +122,7 @@ def learn_and_tell(student, optimizer, xb, labels, labelled):
     step_on(optimizer, F.cross_entropy(student(xb), labels))
     return old, loss_on(student, *labelled)
 
-# %% ../nbs/15_self_training.ipynb #15c00035
+# %% ../nbs/15_self_training.ipynb #15c00037
 @checked(teacher=a_module, student=a_module, labelled=a_loader, unlabelled=a_loader,
          teacher_opt=a_function, student_opt=a_function, n_steps=positive_int, feedback=finite,
          noise=a_transform)

@@ -1,17 +1,18 @@
 """What do images without labels bring? Writes data/results/self_training.json.
 
-    python data/self_training.py [mnist] [digits] [few] [long] [meta] [pretraining] [limits]    minutes for each
+    python data/self_training.py [mnist] [digits] [few] [long] [meta] [pretraining] [thousand] [limits]
 
 `digit_net`, 784 → 100 → 10, learns by SGD with momentum in one cycle of 300 batches of 50. Each of the seeds 0 to 9
 draws its own labelled images, ten a class, its own initial weights and order of batches; all have the same images
 without labels. Each rate is the one of highest validation accuracy, the mean of seeds 100 and 101, which are used for
-nothing else, with worse rates on both sides of it. The rounds of a noisy student share the first one's rate. Test
+nothing else, with rates on both sides of it, none better. The rounds of a noisy student share the first one's rate. Test
 images judge. The nets of all seeds, or of all rates, are trained side by side, in one product of stacked weights: five
 times as quick as one after the other.
 
 few: teachers and students with 100 labels. long: the same with four times as many steps. meta: meta pseudo labels,
 with and without feedback. pretraining: letters first, images without labels, or both, at three numbers of labels.
-limits: ten and thirty labels, and letters among the images without labels.
+thousand: a thousand labels, with four times as many steps. limits: ten and thirty labels, and letters among the images
+without labels. digits has no meta, thousand and limits, and less of few, to save time.
 """
 import copy
 import math
@@ -224,10 +225,10 @@ def letters(n, seed, digits_too=True):
     return x, y
 
 
-def measure_pretraining(lab):
+def readers_of_letters():
+    "A function that gives for each seed a net whose first layer has learned printed characters; its head is new."
     x, y = letters(15_000, 0)
     printed, everyone = (x, nn.functional.one_hot(y, 62).float()), [*SEEDS, *TRY_SEEDS]
-    sizes = 10, 100 if lab.name == "mnist" else 25, None
 
     def reader(seed):
         net = net_of(seed + 3000)
@@ -237,11 +238,14 @@ def measure_pretraining(lab):
                                         [.1] * len(everyone), everyone, 2 * STEPS)))
 
     def pretrained(seed):
-        "A net whose first layer has learned letters; its head is new."
         net = net_of(seed)
         net[1].load_state_dict(bodies[seed % 500][1].state_dict())
         return net
+    return pretrained
 
+
+def measure_pretraining(lab):
+    pretrained, sizes = readers_of_letters(), (10, 100 if lab.name == "mnist" else 25, None)
     lab.found["sizes"] = [len(lab.labelled(0, size)[1]) for size in sizes]
     for size, n in zip(sizes, lab.found["sizes"]):
         for name, start in (("scratch", net_of), ("letters", pretrained)):
@@ -256,6 +260,13 @@ def measure_pretraining(lab):
     for size, n in zip(sizes, lab.found["sizes"]):
         teachers = seen.teachers(f"{n} backbone", size, head)
         seen.students(f"{n} backbone, self-training", teachers, 1, size, head, p=.2)
+
+
+def measure_thousand(lab):
+    "A thousand labels and four times as many steps."
+    how = {"n_per_class": 100, "n_steps": 4 * STEPS, "rates": [.025, .05, .1], **NOISE}
+    lab.teachers("letters", start=readers_of_letters(), **how)
+    lab.students("self-training", lab.teachers("scratch", **how), **how)
 
 
 def measure_limits(lab):
@@ -278,15 +289,16 @@ def measure_limits(lab):
 
 
 MEASURES = {"few": measure_few, "long": measure_long, "meta": measure_meta, "pretraining": measure_pretraining,
-            "limits": measure_limits}
+            "thousand": measure_thousand, "limits": measure_limits}
 
 
 def main():
     torch.set_num_threads(1)
     data = {"mnist": mnist, "digits": digits}
     sets = [name for name in sys.argv[1:] if name in data] or data
-    parts = [name for name in sys.argv[1:] if name in MEASURES] or MEASURES
+    wanted = [name for name in sys.argv[1:] if name in MEASURES] or MEASURES
     for name in sets:
+        parts = [part for part in wanted if name == "mnist" or part not in ("meta", "thousand", "limits")]
         sizes = {"n_train": 17_000, "n_valid": 2_000} if name == "mnist" else {}
         dls = data[name](device="cpu", **sizes)
         for part in parts:
