@@ -5,8 +5,8 @@
 `digit_net`, 784 → 100 → 10, learns by SGD with momentum in one cycle of 300 batches of 50. Each of the seeds 0 to 9
 draws its own labelled images, ten a class, its own initial weights and order of batches; all have the same images
 without labels. Each rate is the one of highest validation accuracy, the mean of seeds 100 and 101, which are used for
-nothing else, with rates on both sides of it, none better. The rounds of a noisy student share the first one's rate. Test
-images judge. The nets of all seeds, or of all rates, are trained side by side, in one product of stacked weights: five
+nothing else, with rates on both sides of it, none better. The rounds of a noisy student share the first one's rate.
+Test images judge. The nets of all seeds, or of all rates, are trained side by side, in one product of stacked weights: five
 times as quick as one after the other.
 
 few: teachers and students with 100 labels. long: the same with four times as many steps. meta: meta pseudo labels,
