@@ -6,8 +6,8 @@
 draws its own labelled images, ten a class, its own initial weights and order of batches; all have the same images
 without labels. Each rate is the one of highest validation accuracy, the mean of seeds 100 and 101, which are used for
 nothing else, with rates on both sides of it, none better. The rounds of a noisy student share the first one's rate.
-Test images judge. The nets of all seeds, or of all rates, are trained side by side, in one product of stacked weights: five
-times as quick as one after the other.
+Test images judge. The nets of all seeds, or of all rates, are trained side by side, in one product of
+stacked weights, which is much quicker than one after the other.
 
 few: teachers and students with 100 labels. long: the same with four times as many steps. meta: meta pseudo labels,
 with and without feedback. pretraining: letters first, images without labels, or both, at three numbers of labels.
