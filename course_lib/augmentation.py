@@ -184,7 +184,7 @@ class CutMix(BatchTransform):
         column, row = (torch.randint(side, (1,), device=xb.device) for side in (width, height))
         inside = box(xb, row - half_h, column - half_w, 2 * half_h, 2 * half_w)
         other = torch.randperm(len(xb), device=xb.device)
-        share = inside.to(yb.dtype).mean()    # λ again, after the border has cut the box
+        share = inside.to(yb.dtype).mean()    # 1 - λ again: the border has cut the box
         return torch.where(inside, xb[other], xb), torch.lerp(yb, yb[other], share)
 
 # %% ../nbs/13_augmentation.ipynb #13c00052

@@ -22,20 +22,21 @@ from torch import nn
 import course_lib
 from course_lib import (
     accuracy, ActivationStats, Adam, AdamW, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation,
-    adjust_sharpness, affine, Autocast, autocontrast, backtranslate, BatchNorm1d, BatchNorm2d, BatchNorm3d,
-    CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history, clip_by_norm, clip_by_value, ColorJitter,
-    combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout, DataError, DataLoaders, decay_weights_only,
-    delete, denormalise, dequantize, digits, DownloadError, draw_few, drop_path_rates, Dropout, DropPath,
-    EarlyStopping, equalize, erase, exp, explore, fake_quantize, features, few_shot, flatten_parameters, Flip,
-    freeze, freeze_to, gaussian_blur, GaussianBlur, glosses, glyph_backbone, GlyphLoader, GradientAccumulation,
-    GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm, hflip, imagenet_resnet, imagenette, insert, invert,
-    LAMB, layer_groups, LayerNorm, Learner, lin, Lion, LiveFigure, load_weights, LossScaler, LRFind, LRScheduler,
-    magnitude_mask, make_fast, MixedPrecision, MixUp, mnist, Muon, nf4, one_cycle, Optimizer, ParamScheduler,
-    PCAColor, Perspective, perspective, pets, poly, posterize, Progress, prune, Pruner, quantize, QuantLinear,
-    RandAugment, RandomAffine, RandomCrop, RandomResizedCrop, Recorder, replace, replace_head, RMSProp,
-    RNNRegularizer, Rotate, rotate, SaveBest, saved_bytes, SGD, sgd_step, SGDW, shear, show, show_images,
-    shuffle_sentences, size_bytes, small_resnet, smooth_labels, soft_cross_entropy, solarize, swap, sweep, synonyms,
-    TensorLoader, translate, unfreeze, warm_restarts, words_of)
+    adjust_sharpness, affine, Autocast, autocontrast, backtranslate, balanced, BatchNorm1d, BatchNorm2d,
+    BatchNorm3d, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history, clip_by_norm, clip_by_value,
+    ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout, DataError, DataLoaders,
+    decay_weights_only, delete, denormalise, dequantize, digits, DownloadError, draw_few, drop_path_rates, Dropout,
+    DropPath, EarlyStopping, equalize, erase, exp, explore, fake_quantize, features, few_shot, flatten_parameters,
+    Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses, glyph_backbone, GlyphLoader,
+    GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm, hflip, imagenet_resnet,
+    imagenette, insert, invert, LAMB, layer_groups, LayerNorm, Learner, lin, Lion, LiveFigure, load_weights,
+    LossScaler, LRFind, LRScheduler, magnitude_mask, make_fast, meta_pseudo_labels, MixedPrecision, MixUp, mnist,
+    Muon, nf4, noisy_student, one_cycle, Optimizer, ParamScheduler, PCAColor, Perspective, perspective, pets, poly,
+    posterize, Progress, prune, Pruner, pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop,
+    RandomResizedCrop, Recorder, replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, SaveBest,
+    saved_bytes, SGD, sgd_step, SGDW, shear, show, show_images, shuffle_sentences, size_bytes, small_resnet,
+    smooth_labels, soft_cross_entropy, solarize, swap, sweep, synonyms, TensorLoader, translate, unfreeze,
+    warm_restarts, words_of)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -47,6 +48,7 @@ class Strange:
 
 
 NO_NUMBERS = ["3", None, [1, 2], {"a": 1}, Strange(), 1j]
+ONES = torch.ones(2, 4)
 NO_FUNCTIONS = [3, "f", None, [print], Strange()]
 BAD = {
     "count": [0, -1, 2.5, NAN, INF, *NO_NUMBERS],              # a whole number from 1
@@ -87,6 +89,10 @@ BAD = {
     "text": [3, None, [], Strange()],
     "path": [3, None, [], Strange()],
     "control": [None, Strange(), 1j],
+    "truth": [0, 1, 2.5, "yes", None, [True], Strange()],       # True or False
+    "pair": [3, "x", None, [], ONES, (ONES,), (ONES, ONES), (ONES, [0]), Strange()],     # inputs and their classes
+    "probabilities": [3, "x", None, [[1.]], Strange(), ONES, torch.tensor([[-.5, 1.5]]), torch.eye(3).long(),
+                      torch.ones(3), torch.full((2, 2), NAN)],
     "momentum": [-.1, 1.1, NAN, INF, "3", [1, 2], {"a": 1}, Strange(), 1j],   # of a running average; None is one
     "range": [NAN, INF, "3", None, [1, 2, 3], {"a": 1}, Strange(), 1j],     # a number or a pair of them
     "range above 0": [0, -1.5, NAN, INF, "3", None, [1, 2, 3], {"a": 1}, Strange(), 1j, (-1, 1)],
@@ -196,6 +202,20 @@ CALLS = {
     "Pruner": (fit_with(Pruner), {"amount": .5}, {"amount": "share", "ramp": "share", "every": "count"}),
     "QuantLinear": (QuantLinear, {"linear": nn.Linear(2, 3)}, {"linear": "module", "bits": "bits"}),
     "size_bytes": (size_bytes, {"model": net()}, {"model": "module"}),
+    "pseudo_label": (pseudo_label, {"model": net(), "x": X},
+                     {"model": "module", "x": "tensor", "threshold": "share", "soft": "truth", "batch_size": "count"}),
+    "balanced": (balanced, {"probs": X.flatten(1).softmax(1)}, {"probs": "probabilities", "per_class": "count"}),
+    "noisy_student": (noisy_student, {"teacher": net(), "new_student": net, "labelled": (X, Y), "unlabelled": X,
+                                      "fit": lambda model, batches: None},
+                      {"teacher": "module", "new_student": "function", "labelled": "pair", "unlabelled": "tensor",
+                       "fit": "function", "n_rounds": "count", "noise": "transform", "threshold": "share",
+                       "soft": "truth", "balance": "truth", "batch_size": "count", "seed": "natural"}),
+    "meta_pseudo_labels": (meta_pseudo_labels,
+                           {"teacher": net(), "student": net(), "labelled": [(X, Y)], "unlabelled": [(X, Y)],
+                            "teacher_opt": SGD, "student_opt": SGD, "n_steps": 1},
+                           {"teacher": "module", "student": "module", "labelled": "loader", "unlabelled": "loader",
+                            "teacher_opt": "function", "student_opt": "function", "n_steps": "count",
+                            "feedback": "finite", "noise": "transform"}),
     "SGD": (SGD, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "SGDW": (SGDW, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "Dropout": (Dropout, {"p": .5}, {"p": "share"}),

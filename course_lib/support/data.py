@@ -2,12 +2,12 @@
 import functools
 import math
 import numbers
-from itertools import chain, islice, repeat
+from itertools import islice
 
 import torch
 
 from .arguments import a_function, a_tensor, checked, finite, image_batch
-from .checks import whole_number
+from .checks import shorten, whole_number
 from .files import DamagedFileError
 
 
@@ -59,8 +59,13 @@ class CheckedLoader:
 
 
 def first_batches(loader, n):
-    "The first n batches of a loader, which begins again when it is through."
-    return islice(chain.from_iterable(repeat(loader)), whole_number("n", n, at_least=0))
+    "The first n batches of a loader, which begins again when it is through; `ValueError` if it gives none."
+    def again():
+        while True:
+            batch = none = object()
+            for batch in loader: yield batch
+            if batch is none: raise ValueError(f"The loader gave no batch: it is empty, or has been used up. Got {shorten(loader)}.")
+    return islice(again(), whole_number("n", n, at_least=0))
 
 
 def split_sizes(n, n_train=None, n_valid=None):
