@@ -134,8 +134,8 @@ class PCAColor(BatchTransform):
         self.std, self.shifts = std, values * directions  # columns λp
 
     def __call__(self, xb, yb):
-        draws = self.std * torch.randn(len(image_batch("xb", xb)), 3, device=xb.device, dtype=xb.dtype)
-        return xb + (draws @ self.shifts.to(xb).T)[:, :, None, None], yb
+        draws = torch.randn(len(image_batch("xb", xb)), 3, device=xb.device, dtype=xb.dtype)
+        return xb + (self.std * draws @ self.shifts.to(xb).T)[:, :, None, None], yb
 
 # %% ../nbs/13_augmentation.ipynb #13c00032
 class Cutout(BatchTransform):
