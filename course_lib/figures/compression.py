@@ -71,7 +71,7 @@ def compression_explorer(model, part, n_images=2000):
     right.set_xticks([0, 25, 50, 75, 100])
     right.grid(axis="y", visible=False)
     live = LiveFigure(fig, artists, alt="Left: a histogram of the first layer's weights, as trained and now; pruning moves "
-                                        "the small ones to 0, rounding to few bits leaves a comb. Right: four bars, of the whole network's: "
+                                        "the small ones to 0, rounding leaves each unit few values. Right: four bars, of the whole network's: "
                                         "share right, bytes in memory, bytes in a zipped file, time for 256 images.")
 
     def run(bits, zeros, units):
