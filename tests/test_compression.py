@@ -369,7 +369,7 @@ def test_what_the_chapter_says_of_its_runs(data):
     assert mean["pruned 0.98, trained on"] > mean["pruned 0.98"] + .1 and mean["pruned 0.9"] > mean["random 0.9"] + .3
     low, felt = mean["2 bits by channel"], mean["2 bits by channel, trained"]
     assert low > mean["2 bits by tensor"] + .1 and felt > low + .03
-    assert mean["nf4, error"] < mean["4 bits by block, error"]
+    assert mean["affine by block, error"] < mean["nf4, error"]
     assert mean["units 0.8, from the start"] > mean["units 0.8, trained on"]
     for tried in runs["rates"].values():
         assert min(tried["rates"]) < tried["lr"] < max(tried["rates"])

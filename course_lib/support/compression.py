@@ -1,4 +1,5 @@
 """What stands around chapter 16's few lines: checks, which layers there are, a whole-number product that is right."""
+import copy
 import functools
 import time
 
@@ -6,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .arguments import an_instance, refuse
-from .checks import described, shorten
+from .arguments import a_share, an_instance, checked, refuse
+from .checks import described, positive_int, shorten
 
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 ONE_BY_ONE = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU,
@@ -32,6 +33,13 @@ def floats(name, value):
     return value
 
 
+def finite_floats(name, value):
+    "Finite floating-point numbers, at least one, without their gradient and in 32 bits or more."
+    value = floats(name, value).detach()
+    if not value.isfinite().all(): raise ValueError(f"{name} holds values that are NaN or infinite: {shorten(value)}.")
+    return value.float() if value.itemsize < 4 else value
+
+
 def tensors(name, value):
     "A list of floating-point tensors."
     if isinstance(value, torch.Tensor) or not hasattr(value, "__iter__"): refuse(name, "a list of tensors", value)
@@ -41,7 +49,7 @@ def tensors(name, value):
 
 
 def is_quantized(name, value):
-    if not hasattr(value, "q") or not hasattr(value, "scale"): refuse(name, "what quantize or nf4 gave", value)
+    if not isinstance(value, FewBits): refuse(name, "what quantize or nf4 gave", value)
     return value
 
 
@@ -57,23 +65,46 @@ def check_axis(axis, x):
     return axis % x.ndim
 
 
-def check_finite(x, scale):
-    "The scales tell: an infinite or missing value makes its own one so."
-    if not scale.isfinite().all():
-        raise ValueError(f"x holds values that are NaN or infinite, or too large to tell apart: {shorten(x)}.")
-
-
 def largest(x, axis):
     "The largest value of x, or of each slice along an axis, with as many axes as x."
+    axis = check_axis(axis, x)
     return x.amax([a for a in range(x.ndim) if a != axis], keepdim=True) if x.ndim else x
 
 
-def beside(values, quantized):
-    "One value for all, for each slice of an axis or for each block, as it stands beside `quantized.q`."
-    q = quantized.q
-    if quantized.block: return values.repeat_interleave(quantized.block)[:q.numel()].view(q.shape)
-    if quantized.axis is None: return values
-    return values.view([-1 if a == quantized.axis else 1 for a in range(q.ndim)])
+def above_0(scale):
+    "Scales as they are, but for those that are 0 (a row of zeros), which become the least number: 0 / 0 would be NaN."
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
+
+
+class FewBits:
+    """The books of a `Quantized`: its numbers in the smallest type that holds them, scale and zero as `[]` for all or `[C]`
+    for the slices of an axis, and what they take if numbers are packed side by side.
+    """
+    def __post_init__(self):
+        self.axis = check_axis(self.axis, self.q)
+        self.q = self.q.to(torch.int8 if self.bits <= 8 else torch.int16)
+        self.scale, self.zero = (values.reshape([] if self.axis is None else [-1]) for values in (self.scale, self.zero.int()))
+
+    def beside(self, values):
+        "One value for all, or for each slice of the axis, as it stands beside `q`."
+        return values if self.axis is None else values.view([-1 if a == self.axis else 1 for a in range(self.q.ndim)])
+
+    @property
+    def n_bytes(self):
+        "Bytes, if numbers are packed side by side and zeros that are always the same are free."
+        return -(-self.q.numel() * self.bits // 8) + self.scale.nbytes + (self.zero.nbytes if self.zero.any() else 0)
+
+
+class BlockBits(FewBits):
+    "The same for numbers that are places in a list of levels, with a scale for each block."
+    def __post_init__(self): self.q = self.q.to(torch.uint8)
+
+    def beside(self, values): return values.repeat_interleave(self.block)[:self.q.numel()].view(self.q.shape)
+
+
+def even_levels():
+    "Sixteen levels as NF4 has them, but evenly spaced: 7 below 0, 8 above, 0 itself, from −1 to 1."
+    return torch.cat([torch.arange(-7, 1) / 7, torch.arange(1, 9) / 8])
 
 
 def in_blocks(x, block):
@@ -94,6 +125,28 @@ def weights_of(model):
     if lazy := [weight for weight in found.values() if not isinstance(weight, nn.Parameter) or is_lazy(weight)]:
         raise ValueError(f"The weights must be plain parameters; {len(lazy)} of them are computed from others or have no values yet.")
     return list(found.values())
+
+
+class GrowingShare:
+    """Which share of the weights is 0 at which step. `choose(share)`, the lesson's, takes the weights out.
+
+    ramp: share of the fit over which the share grows, as amount · (1 − (1 − t)³) (Zhu and Gupta, 2017); 0: all at the
+    start. every: steps from one choice to the next while it grows.
+    """
+    @checked(amount=a_share, ramp=a_share, every=positive_int)
+    def __init__(self, amount, ramp=0., every=10): self.amount, self.ramp, self.every = amount, ramp, every
+
+    def before_fit(self, learn):
+        self.weights, self.n_steps = weights_of(learn.model), 0
+        self.choose(0. if self.ramp else self.amount)
+
+    def grow(self, learn):
+        self.n_steps += 1
+        if not self.ramp or self.n_steps % self.every: return
+        self.choose(self.amount * (1 - (1 - min(learn.pct_train / self.ramp, 1.)) ** 3))
+
+    def after_fit(self, learn):
+        if self.ramp and not learn.cancelled: self.choose(self.amount)
 
 
 def hidden_layers(model):
@@ -124,6 +177,38 @@ def hidden_parts(module):
     return [part for inner in module for part in hidden_parts(inner)]
 
 
+def longest_rows(layer, amount):
+    "The units that stay when this share of them goes: those with the longest rows, at least one."
+    lengths = layer.weight.detach().flatten(1).norm(dim=1)
+    n_kept = max(1, len(lengths) - round(float(amount) * len(lengths)))
+    return lengths.topk(n_kept).indices.sort().values
+
+
+def kept(values, index, axis=0):
+    return nn.Parameter(values.detach().index_select(axis, index), values.requires_grad)
+
+
+def keep_units(layer, norms, after, units):
+    "Leaves a hidden layer these units: rows of its weight, columns of the next layer's, channels of norms in between."
+    n_units = len(layer.weight)
+    layer.weight = kept(layer.weight, units)
+    if layer.bias is not None: layer.bias = kept(layer.bias, units)
+    columns = after.weight.detach().unflatten(1, (n_units, -1))  # behind a Flatten the pixels of a channel lie together
+    after.weight = kept(columns, units, axis=1)
+    after.weight.data = after.weight.data.flatten(1, 2)
+    for norm in norms: keep_channels(norm, units)
+    for module in (layer, after): resize(module)
+
+
+def without_units(model, amount):
+    "A copy of a chain of layers whose hidden layers have lost this share of their units."
+    model = copy.deepcopy(model)
+    chain = hidden_layers(model)
+    units = [longest_rows(layer, amount) for layer, *_ in chain]   # before any is changed
+    for (layer, norms, after), keep in zip(chain, units): keep_units(layer, norms, after, keep)
+    return model
+
+
 def resize(module):
     "What a layer says about itself, after its weight has changed its shape."
     n_out, n_in = module.weight.shape[:2]
@@ -139,6 +224,18 @@ def keep_channels(norm, keep):
             kept = value.detach()[keep]
             values[name] = nn.Parameter(kept, value.requires_grad) if isinstance(value, nn.Parameter) else kept
     norm.num_features = len(keep)
+
+
+class Buffers(nn.Module):
+    "A module that holds these tensors: saved and moved with it, not trained."
+    def __init__(self, **tensors):
+        super().__init__()
+        for name, tensor in tensors.items(): self.register_buffer(name, tensor)
+
+
+def bias_of(linear):
+    "A linear layer's bias, or 0, in 32 bits."
+    return (linear.weight.new_zeros(()) if linear.bias is None else linear.bias.detach().clone()).float()
 
 
 @functools.cache
