@@ -179,7 +179,7 @@ class CutMix(BatchTransform):
 
     def __call__(self, xb, yb):
         yb, (height, width) = soft_targets(xb, yb, self.n_classes), xb.shape[2:]
-        half = (1 - beta_draw(self.alpha, xb.device)).sqrt() / 2
+        half = (1 - beta_draw(self.alpha, xb.device)).sqrt() / 2    # so that the area is 1 - λ
         half_w, half_h = (half * width).trunc(), (half * height).trunc()
         column, row = (torch.randint(side, (1,), device=xb.device) for side in (width, height))
         inside = box(xb, row - half_h, column - half_w, 2 * half_h, 2 * half_w)
