@@ -332,12 +332,15 @@ def test_only_linear_layers(bad):
 
 @every_device
 @pytest.mark.parametrize("works", [True, False])
-@pytest.mark.parametrize("n", [(1, 8, 8), (33, 64, 24), (40, 7, 3)])
+@pytest.mark.parametrize("n", [(1, 8, 8), (33, 64, 24), (40, 7, 3), (4, 5000, 3)])
 def test_whole_number_products_are_exact_with_and_without_the_quick_way(works, n, device, monkeypatch):
     if not works: monkeypatch.setattr(support, "int_mm_works", lambda device: False)
     m, k, p = n
     a = torch.randint(-128, 128, (m, k), dtype=torch.int8, device=device)
     b = torch.randint(-128, 128, (p, k), dtype=torch.int8, device=device)
+    assert torch.equal(int8_product(a, b.t()).double(), a.double() @ b.t().double())
+    a[:], b[:] = 127, 127  # the largest sum; one with an odd last digit follows
+    a[:, 0] = b[:, 0] = 1
     assert torch.equal(int8_product(a, b.t()).double(), a.double() @ b.t().double())
 
 

@@ -1027,7 +1027,8 @@ HEAVY = {
 @pytest.mark.parametrize("kind", HEAVY)
 def test_memory_is_reckoned_as_it_is(kind, at_once, monkeypatch):
     """The memory for which one slice is just enough, against the peak of a sweep that is given so much: to a tenth,
-    but that kernels of convolutions take up to a fifth that no tensor shows.
+    but that kernels of convolutions take up to a quarter that no tensor shows. (Which kernels, the processor
+    decides: up to a fifth of the peak on those tried before, 21 % on an AMD EPYC that has AVX2 alone.)
     """
     torch.manual_seed(0)
     model, batches = HEAVY[kind](), [(torch.randn(32, 1, 16, 16), torch.randint(0, 10, (32,)))] * 3
@@ -1045,8 +1046,8 @@ def test_memory_is_reckoned_as_it_is(kind, at_once, monkeypatch):
         result.ensembles.clear()
 
     peak = result.loss.nbytes + peak_bytes(three_steps)
-    assert .8 * peak < reckoned < 1.1 * peak, f"reckoned {reckoned / 2 ** 20:.1f} MiB, taken {peak / 2 ** 20:.1f}"
-    if kind != "convolutions": assert .9 * peak < reckoned
+    least = .75 if kind == "convolutions" else .9
+    assert least * peak < reckoned < 1.1 * peak, f"reckoned {reckoned / 2 ** 20:.1f} MiB, taken {peak / 2 ** 20:.1f}"
 
 
 def test_losses_that_do_not_fit():

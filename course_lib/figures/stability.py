@@ -71,5 +71,5 @@ def loss_scale_explorer(grads):
 
     return explore(run, live, words=words,
                    caption="Live figure. The gradients of the activations of the trained network, for a loss that was divided by "
-                           "2¹⁴. Which scales lose next to nothing? And what is wrong with the largest ones?",
+                           "2¹⁸. Which scales lose next to nothing? And what is wrong with the largest ones?",
                    power=widgets.IntSlider(0, min=-8, max=44, step=1))

@@ -262,8 +262,12 @@ def int_mm_works(device):
     except (RuntimeError, AttributeError, NotImplementedError, TypeError): return False
 
 
+EXACT = 1024  # terms of at most 128 · 127 whose sum stays below 2 ** 24, up to which floats are exact
+
+
 def int8_product(a, b):
     "a `[M, K]` times b `[K, N]`, both int8: sums as whole numbers where the machine has a quick way, else as floats."
     fits = a.device.type != "cuda" or len(a) > 16 and a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0
     if fits and len(a) and int_mm_works(a.device.type): return torch._int_mm(a, b)
-    return a.float() @ b.float()
+    parts = zip(a.float().split(EXACT, 1), b.float().split(EXACT))
+    return sum((left @ right).to(torch.int32) for left, right in parts) if a.shape[1] > EXACT else a.float() @ b.float()
