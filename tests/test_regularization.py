@@ -52,6 +52,12 @@ def test_equal_to_torchs_with_the_same_draw_gradients_too(name, p, shape, dtype,
         torch.testing.assert_close(mine, reference, rtol=3e-2 if dtype is torch.bfloat16 else 1e-6, atol=1e-6)
 
 
+def test_drop_path_is_timms_with_the_same_draw():
+    timm = pytest.importorskip("timm.layers", reason="timm is not installed")
+    x = torch.randn(50, 3, 4)
+    assert torch.equal(drawn(3, DropPath(.3), x), drawn(3, timm.drop_path, x, .3, True))
+
+
 @every_device
 @every_layer
 def test_p_of_1_gives_zeros_and_zero_gradients_whatever_comes_in(name, device):

@@ -122,7 +122,7 @@ def test_the_norm_of_sixteen_bit_gradients_does_not_overflow(dtype):
 
 
 def unitwise_norm(x):
-    "As published in timm (timm/utils/agc.py), which is not needed here."
+    "As published in timm (timm/utils/agc.py), which is not needed here; where it is installed, a test compares them."
     return x.norm(2.) if x.ndim <= 1 else x.norm(2., dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
@@ -133,6 +133,15 @@ def timms_adaptive_clip_grad(params, clip_factor=.01, eps=1e-3):
         grad_norm = unitwise_norm(p.grad)
         clipped = p.grad * (max_norm / grad_norm.clamp(min=1e-6))
         p.grad.copy_(torch.where(grad_norm < max_norm, p.grad, clipped))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1., 100.])
+def test_the_formula_above_is_timms_and_so_is_ours(size):
+    timm = pytest.importorskip("timm.utils.agc", reason="timm is not installed")
+    ours, formula, theirs = (with_grads("cpu", size=size) for _ in range(3))
+    clip_adaptive(ours, .02), timms_adaptive_clip_grad(formula, .02), timm.adaptive_clip_grad(theirs, .02)
+    assert_grads(formula, theirs)
+    assert_grads(ours, theirs)
 
 
 @every_device
