@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eight_layers', 'train_clipped', 'clip_by_norm', 'clip_by_value', 'with_wild_images', 'clip_by_history',
-           'clip_adaptive', 'run_in', 'LossScaler', 'MixedPrecision', 'saved_bytes', 'Recompute', 'Checkpointed',
-           'checkpointed', 'offload_saved']
+           'clip_adaptive', 'run_in', 'LossScaler', 'MixedPrecision', 'saved_bytes', 'Checkpointed', 'checkpointed',
+           'offload_saved']
 
 # %% ../nbs/14_stability.ipynb #5b5bbd5c
 import contextlib
@@ -13,7 +13,6 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 from .batchnorm import Autocast
@@ -24,8 +23,8 @@ from .support.checks import positive_int
 from .support.gradients import grads_of, limit_entries, norm_by_unit, norm_of, parameters
 from .support.gradients import scale_all, scale_down, weights_and_grads
 from .support.stability import (
-    Moved, Replay, ScalerBooks, WithMasters, a_loss, a_scaler, check_outputs, in_dtype,
-    leaves_of, norm_parameters, past_norms, sixteen_bits, storage, tensors_in, with_graph)
+    Moved, Recompute, Replay, ScalerBooks, WithMasters, a_loss, a_scaler, in_dtype, leaves_of,
+    norm_parameters, past_norms, sixteen_bits, storage, tensors_in)
 
 # %% ../nbs/14_stability.ipynb #fe35a723
 def eight_layers(n_in=196, width=64):
@@ -195,27 +194,6 @@ def saved_bytes(function, *inputs):
     there = [*tensors_in(inputs), *tensors_in(function), *leaves_of(outputs)]
     for tensor in there: kept.pop(storage(tensor).data_ptr(), None)
     return sum(piece.nbytes() for piece in kept.values())
-
-# %% ../nbs/14_stability.ipynb #292eb04e
-class Recompute(torch.autograd.Function):
-    "A module's outputs, for which only its inputs are kept: backward runs it again."
-    @staticmethod
-    def forward(ctx, replay, n, *inputs_and_parameters):
-        inputs, ctx.replay = inputs_and_parameters[:n], replay
-        ctx.save_for_backward(*replay.tensors(inputs))
-        return check_outputs(replay.first(inputs))                 # no graph is built in here
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        inputs = ctx.replay.inputs(ctx.saved_tensors)
-        with torch.enable_grad(): outputs = ctx.replay.again(inputs)
-        needed = ctx.needs_input_grad[2:]
-        everything = [*inputs, *ctx.replay.module.parameters()]
-        wanted = [x for x, is_needed in zip(everything, needed) if is_needed]
-        outputs, grads = with_graph(outputs, grads)
-        found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
-        return None, None, *(next(found) if is_needed else None for is_needed in needed)
 
 # %% ../nbs/14_stability.ipynb #39f6783d
 class Checkpointed(nn.Module):

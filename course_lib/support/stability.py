@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from .arguments import above_1, checked, finite, refuse
@@ -209,6 +210,27 @@ class Replay:
         finally:
             self.set_random_numbers(now)
             self.set_modes(modes)
+
+
+class Recompute(torch.autograd.Function):
+    "A module's outputs, for which only its inputs are kept: backward runs it again, as a `Replay` does."
+    @staticmethod
+    def forward(ctx, replay, n, *inputs_and_parameters):
+        inputs, ctx.replay = inputs_and_parameters[:n], replay
+        ctx.save_for_backward(*replay.tensors(inputs))
+        return check_outputs(replay.first(inputs))  # no graph is built in here
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        inputs = ctx.replay.inputs(ctx.saved_tensors)
+        with torch.enable_grad(): outputs = ctx.replay.again(inputs)
+        needed = ctx.needs_input_grad[2:]
+        everything = [*inputs, *ctx.replay.module.parameters()]
+        wanted = [x for x, is_needed in zip(everything, needed) if is_needed]
+        outputs, grads = with_graph(outputs, grads)
+        found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+        return None, None, *(next(found) if is_needed else None for is_needed in needed)
 
 
 def with_graph(outputs, grads):
