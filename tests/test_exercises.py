@@ -3,6 +3,7 @@ import copy
 import inspect
 import json
 import math
+import time
 from functools import partial
 
 import nbformat
@@ -13,7 +14,7 @@ from mutants import mutants
 
 import course_lib.exercises
 from course_lib.exercises import EXERCISES, check, hint, progress, solution
-from course_lib.exercises.core import Raised
+from course_lib.exercises.core import OutOfTime, Raised, time_limit
 from course_lib.exercises.stability import TorchsScaler
 from test_house import ROOT
 
@@ -181,6 +182,13 @@ def test_an_answer_that_raises_or_never_ends_gets_a_sentence():
             try: endless(p, grad, state, lr=lr)
             except Exception: pass
     assert "endless loop" in str(check(named("sign_step", stubborn)))
+
+
+def test_the_time_limit_is_one_of_computing_since_a_busy_machine_makes_right_answers_wait():
+    with time_limit(.2, tick=.05): time.sleep(.5)
+    with pytest.raises(OutOfTime), time_limit(.2, tick=.05): time.sleep(60)
+    with pytest.raises(OutOfTime), time_limit(.2, tick=.05):
+        while True: pass
 
 
 def test_a_check_leaves_the_world_alone(capsys):

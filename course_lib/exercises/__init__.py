@@ -1,7 +1,7 @@
 """Exercises that answer: `check(answer)`, `hint(answer)`, `solution(answer)`, `progress()`.
 
-An endless loop in an answer is stopped after two seconds, in the main thread of Linux and macOS; on Windows it has to be
-interrupted by hand. Nothing stops deliberate cheating in one's own kernel. Whoever marks answers runs
+An endless loop in an answer is stopped after two seconds of computing (ten, if it only waits), in the main thread of Linux
+and macOS; on Windows it has to be interrupted by hand. Nothing stops deliberate cheating in one's own kernel. Whoever marks answers runs
 `EXERCISES[name].check(answer, seed=…)` in a kernel of their own, on inputs that nobody else has seen.
 """
 import contextlib

@@ -4,12 +4,14 @@ import copy
 import functools
 import inspect
 import io
+import itertools
 import math
 import pkgutil
 import random
 import signal
 import textwrap
 import threading
+import time
 import warnings
 from unittest import mock
 
@@ -19,7 +21,9 @@ import torch
 from ..support.state import random_state, set_random_state
 
 CHANGED = "it has changed what it was given"
-LIMIT_S = 2  # of all an answer does in one check, where the platform can stop it: in the main thread of Linux and macOS
+# For all an answer does in one check, where the platform can stop it: in the main thread of Linux and macOS.
+LIMIT_S = 2  # of computing, since on a busy machine a right answer may wait for long
+PATIENCE = 5  # times as long where it mostly waits, asleep or for others
 
 
 class Checked:
@@ -144,15 +148,20 @@ class OutOfTime(BaseException):
 
 
 @contextlib.contextmanager
-def time_limit(seconds):
-    "Under `with`: `OutOfTime` after so many seconds, where signals can do that (not on Windows, nor beside the main thread)."
+def time_limit(seconds, tick=.5):
+    """Under `with`: `OutOfTime` after so many seconds of computing, or `PATIENCE` times as many by the clock.
+
+    Only where signals can do that: not on Windows, nor beside the main thread.
+    """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    start, ticks = time.thread_time(), itertools.count(1)
 
-    def stop(*_): raise OutOfTime()
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # and again: what is raised in a finalizer is swallowed
+    def look(*_):
+        if max(time.thread_time() - start, next(ticks) * tick / PATIENCE) >= seconds: raise OutOfTime()
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, tick, tick)  # again and again: what is raised in a finalizer is swallowed
     try: yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
