@@ -86,8 +86,20 @@ def join(place, timeout):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         options["device_id"] = device
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **options)
+    timeout = timedelta(seconds=timeout)
+    dist.init_process_group(backend, timeout=timeout, **meeting_place(rank, size, local_size, timeout), **options)
     return Group(rank, size, device)
+
+
+def meeting_place(rank, size, local_size, timeout):
+    """Where the ranks find each other, for init_process_group. torchrun keeps one store over its restarts, where the addresses of
+    ranks that are dead still stand, and new ranks can wait for them; so on one host each attempt writes under a name of its own.
+    (On several hosts the attempts' numbers differ: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each attempt a new store.)"""
+    attempt, port = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("MASTER_PORT", "")
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and port.isdigit() and local_size == size
+    if attempt == "0" or not shared: return {}
+    store = dist.TCPStore(os.environ.get("MASTER_ADDR", "localhost"), int(port), size, is_master=False, timeout=timeout)
+    return {"store": dist.PrefixStore(f"attempt_{attempt}", store), "rank": rank, "world_size": size}
 
 
 def joined():
