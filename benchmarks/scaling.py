@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from _measure import arguments, ratio, say_machine, table, take_turns
-from course_lib import (
-    SGD, AverageGradients, DataLoaders, DiLoCo, Learner, LocalSGD, PowerSGD, ShardedLoader, TensorLoader, distributed,
-    launch, small_resnet)
+from course_lib import SGD, DataLoaders, Learner, TensorLoader, small_resnet
+from course_lib.scaling_out import (
+    AverageGradients, DiLoCo, LocalSGD, PowerSGD, ShardedLoader, distributed, launch)
 from course_lib.sgd import seeded
 
 BATCH, N_BATCHES, EVERY = 128, 4, 10
