@@ -231,6 +231,7 @@ class OverRanks:
         for p, anywhere in zip(params, found):
             if not anywhere: continue
             if p.grad is None: p.grad = torch.zeros_like(p)
+            elif not self.rows: p.grad.zero_()  # the mean of nothing, which others may have made NaN
             elif p.grad.is_sparse: p.grad = p.grad.to_dense()
         return (self.rows / total if total else 0.), [p.grad for p in params if p.grad is not None]
 
@@ -368,6 +369,7 @@ def run_torchrun(script, n, args, timeout, max_restarts):
     last = max((attempt for attempt, _ in errors), default=0)
     last_errors = {r: text for (attempt, r), text in errors.items() if attempt == last and text.strip()}
     rank, how = root_cause(report, last_errors)
+    script = Path(script).name
     if status is None: head = f"{script} on {n} ranks had not ended after {timeout:g} s, and was stopped."
     elif rank is not None: head = f"{script}: rank {rank} of {n} {how}" + (f", {last} restarts later." if last else ".")
     else: head = f"{script} on {n} ranks ended with exit status {status}."
@@ -403,6 +405,7 @@ class Parcel:
         if name in self.names: return
         if isinstance(value, types.ModuleType): self.names[name] = "module", value.__name__
         elif is_of_notebook(value): self.add_source(value, name, namespace)
+        elif inspect.isfunction(value) and (place := importable(value)): self.names[name] = "attribute", place
         else: self.names[name] = "value", self.pack(value)
 
     def add_source(self, value, name=None, namespace=None):
@@ -410,7 +413,7 @@ class Parcel:
         name, namespace = name or value.__name__, namespace or self.namespace
         if name in self.names: return name
         if value.__name__ == "<lambda>": refuse(name, "a function made by def, whose source can be sent", value)
-        source = textwrap.dedent(inspect.getsource(value))
+        source = source_of(value)
         self.names[name] = None  # so that one that calls itself is met once
         if inspect.isfunction(value): namespace = namespace | value.__globals__ | inspect.getclosurevars(value).nonlocals
         for node in ast.walk(ast.parse(source)):
@@ -420,10 +423,32 @@ class Parcel:
         return name
 
 
+def source_of(value):
+    "The source of a function or class; of a notebook's class too, for which `inspect` finds no file."
+    try: return textwrap.dedent(inspect.getsource(value))
+    except (OSError, TypeError):
+        codes = [f.__code__ for f in map(inspect.unwrap, filter(inspect.isfunction, vars(value).values()))]
+        for code in codes:
+            lines = linecache.getlines(code.co_filename)
+            for node in ast.walk(ast.parse("".join(lines))):
+                if isinstance(node, ast.ClassDef) and node.name == value.__name__:
+                    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                    return textwrap.dedent("".join(lines[first - 1:node.end_lineno]))
+    raise ValueError(f"The source of {value!r} is not to be found, so it cannot be sent to another process.")
+
+
+def importable(x):
+    "The module and the name under which a function or class is to be found there; None for those of a notebook."
+    module = sys.modules.get(x.__module__)
+    if module is None or x.__module__ == "__main__": return None
+    return next(((x.__module__, name) for name, value in vars(module).items() if value is x), None)
+
+
 def is_of_notebook(x):
     "A function or class that no import finds."
     if not inspect.isfunction(x) and not inspect.isclass(x): return False
-    return x.__module__ == "__main__" or "<locals>" in x.__qualname__ or x.__name__ == "<lambda>"
+    if x.__module__ != "__main__" and "<locals>" not in x.__qualname__ and x.__name__ != "<lambda>": return False
+    return importable(x) is None
 
 
 def open_parcel(names, packed):
@@ -437,6 +462,7 @@ def open_parcel(names, packed):
 
     for name, (kind, what) in names.items():
         if kind == "module": namespace[name] = importlib.import_module(what)
+        elif kind == "attribute": namespace[name] = getattr(importlib.import_module(what[0]), what[1])
         elif kind == "value": namespace[name] = values(what)
         else:
             made, source = what
@@ -473,7 +499,7 @@ def serve(folder, rank, size, timeout):
             with contextlib.redirect_stdout(said): result = function(*args)
             send(outbox, ("result", result, said.getvalue()))
         except BaseException as error:
-            send(outbox, ("error", "".join(traceback.format_exception(error)[-1:]).strip() + f"\n{where(error)}", said.getvalue()))
+            send(outbox, ("error", f"{type(error).__name__}: {error}\n{where(error)}".strip(), said.getvalue()))
 
 
 def where(error):
@@ -561,6 +587,11 @@ class Ranks:
     def __repr__(self): return f"Ranks({self.n})"
 
 
+def stage_of_zero(name, value):
+    if isinstance(value, bool) or value not in (0, 1, 2, 3): refuse(name, "a stage of ZeRO, 0, 1, 2 or 3", value)
+    return value
+
+
 # Meeting now and then; PowerSGD's books; a sweep's parts
 
 class MeetNowAndThen(OverRanks):
@@ -602,17 +633,17 @@ class PowerBooks:
     def matrix(p): return p.grad.detach().flatten(1).to(torch.promote_types(p.grad.dtype, torch.float32))
 
     def worth_it(self, params):
-        "Parameters with a gradient whose two factors are smaller than themselves, and the others."
+        "Parameters with a gradient whose two factors are at most half its size, and the others."
         matrices, others = [], []
         for i, p in enumerate(params):
             if p.grad is None: continue
             n, m = (len(p), p.numel() // max(1, len(p))) if p.ndim > 1 else (1, 1)
-            if (n + m) * self.rank >= n * m:
+            if (n + m) * self.rank * 2 >= n * m:  # as torch: half its size or less
                 others.append(p)
                 continue
             matrices.append(p)
             if p not in self.qs:  # the same numbers on every rank
-                drawn = torch.randn(m, self.rank, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+                drawn = torch.randn(m, self.rank, generator=torch.Generator().manual_seed(i))
                 self.qs[p] = drawn.to(p.device, torch.promote_types(p.dtype, torch.float32))
         return matrices, others
 
@@ -649,7 +680,9 @@ def on_all_ranks(work, what):
     "Run it on each rank; where it fails on one, an error on all, which says what went wrong where."
     problem = result = None
     try: result = work()
-    except Exception as error: problem = error
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)): raise
+        problem = error
     problems = [None] * n_ranks()
     if n_ranks() == 1: problems = [problem and repr(problem)]
     else:
