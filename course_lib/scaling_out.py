@@ -9,7 +9,6 @@ __all__ = ['distributed', 'launch', 'ShardedLoader', 'AverageGradients', 'ring_b
 
 # %% ../nbs/17_scaling_out.ipynb #a170imp1
 import contextlib
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,11 +18,12 @@ from .callbacks import GradientAccumulation, GradientClip
 from .learner import Callback
 from .momentum import SGD
 from .stability import MixedPrecision
-from .support.arguments import a_path, above_0, at_least_0, below_1, checked
-from .support.checks import positive_int, whole_from_0
+from .support.arguments import (
+    a_function, a_loader, a_module, above_0, at_least_0, below_1, checked)
+from .support.checks import positive_int, whole_from_0, whole_number
 from .support.scaling_out import (
-    CheckedShards, MeetNowAndThen, OverRanks, PowerBooks, a_script, above_0_s, alone, floats_of,
-    join, joined, load_checkpoint, n_ranks, rows_of, run_torchrun, save_checkpoint,
+    CheckedShards, MeetNowAndThen, OverRanks, PowerBooks, a_learner, a_script, above_0_s, alone,
+    as_path, floats_of, join, joined, load_checkpoint, n_ranks, rows_of, run_torchrun, save_checkpoint,
     split_among_ranks, stage_of_zero, sum_in_place, torchrun_place, with_gradients)
 from .sweeps import Sweep
 
@@ -60,8 +60,9 @@ def launch(script, n, *args, timeout=120., max_restarts=0):
 class ShardedLoader(CheckedShards):
     """Each batch of a loader, this rank's rows of it: n ranks together see what one process sees.
 
-    loader: gives `(xb, yb)` in the same order on every rank, with a length; rank: from 0 to
-    size − 1. Where the rows cannot be shared equally, the first ranks get one more.
+    loader: gives `(xb, yb)` in the same order on every rank (a `DataLoader` that shuffles needs a
+    generator of the same seed), with a length; rank: from 0 to size − 1. Where the rows cannot be
+    shared equally, the first ranks get one more.
     """
     def __iter__(self):
         for batch in self.loader: yield rows_of(tuple(batch), self.rank, self.size)
@@ -189,6 +190,8 @@ def zero_bytes(n_params, n, stage):
             "optimizer": 12 * n_params / (n if stage >= 1 else 1)}
 
 # %% ../nbs/17_scaling_out.ipynb #a170sweep
+@checked(model=a_module, loss_func=a_function, opt_func=a_function, dl=a_loader, seed=whole_number,
+         max_bytes=above_0, init=a_function)
 def sharded_sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None, init=None):
     """`sweep` over ranks: each trains its part of the grid, and all get the losses of the whole.
 
@@ -204,16 +207,16 @@ def sharded_sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_byt
     return result
 
 # %% ../nbs/17_scaling_out.ipynb #a170save
-@checked(folder=a_path)
+@checked(learn=a_learner, folder=as_path)
 def save_sharded(learn, folder):
     """Every rank writes its part of model, optimizer and books to a folder that all of them see, by
     `torch.distributed.checkpoint`. The folder is whole or as it was before: a full disk is an
     error on every rank (`RankError`), and the last checkpoint stays. All ranks must call it."""
-    save_checkpoint(learn, Path(folder))
+    save_checkpoint(learn, folder)
 
 
-@checked(folder=a_path)
+@checked(learn=a_learner, folder=as_path)
 def load_sharded(learn, folder):
     """Goes on from what `save_sharded` wrote, on any number of ranks. `ValueError` where the folder
     holds no whole checkpoint, or one of another model. All ranks must call it."""
-    load_checkpoint(learn, Path(folder))
+    load_checkpoint(learn, folder)

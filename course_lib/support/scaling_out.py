@@ -1,6 +1,7 @@
 """What stands around chapter 17's few lines: starting ranks and ending them, their errors in words, messages counted."""
 import ast
 import contextlib
+import hashlib
 import importlib
 import inspect
 import io
@@ -164,21 +165,27 @@ def from_rank_0(tensors):
 def model_tensors(model): return [*model.parameters(), *model.buffers()]
 
 
-def check_alike(model):
-    "`ValueError` on every rank where the ranks have different models."
-    mine = [(name, tuple(t.shape), str(t.dtype)) for name, t in [*model.named_parameters(), *model.named_buffers()]]
+def check_alike(learn):
+    "`ValueError` on every rank where the ranks have different models, rates, or numbers of batches or epochs."
+    named = [*learn.model.named_parameters(), *learn.model.named_buffers()]
+    mine = {"models": [(name, tuple(t.shape), str(t.dtype)) for name, t in named], "numbers of epochs": learn.n_epoch,
+            "numbers of batches": learn.n_iter, "learning rates": [float(group["lr"]) for group in learn.opt.param_groups]}
     all_of_them = [None] * n_ranks()
     with in_words(): dist.all_gather_object(all_of_them, mine)
-    for rank, other in enumerate(all_of_them):
-        if other == all_of_them[0]: continue
-        differ = next((pair for pair in zip(all_of_them[0], other) if pair[0] != pair[1]), (f"{len(all_of_them[0])} tensors", f"{len(other)}"))
-        raise ValueError(f"The ranks have different models: rank 0 has {differ[0]}, rank {rank} has {differ[1]}. "
-                         "Build the same model on each rank.")
+    for what, first in all_of_them[0].items():
+        for rank, others in enumerate(all_of_them):
+            if others[what] == first: continue
+            pair = first, others[what]
+            if what == "models": pair = next((two for two in zip(*pair) if two[0] != two[1]), [f"{len(side)} tensors" for side in pair])
+            raise ValueError(f"The ranks have different {what}: rank 0 has {pair[0]}, rank {rank} has {pair[1]}. They must be the same.")
 
 
 def is_over(cancelled):
     "Has a pass come to its end, or been cancelled by a callback, and not broken off by an error?"
     return cancelled is None or hasattr(cancelled, "skips")
+
+
+PLACES = "takes a step", "meets the others", "has ended a training", "has ended a validation"
 
 
 class OverRanks:
@@ -196,6 +203,22 @@ class OverRanks:
 
     def all_sum(self, tensors, dtype=None): self.sent += sum_in_place(tensors, dtype)
 
+    def announce(self, place, values=(), device="cpu"):
+        """The sums of some numbers over the ranks, a list of floats. Each says where it is in the loop, too: `RankError` on all of
+        them unless they are all at the same place."""
+        n = n_ranks()
+        message = torch.zeros(n + self.n_values, dtype=torch.float64)
+        message[my_rank()] = PLACES.index(place)
+        message[n:n + len(values)] = torch.tensor(values, dtype=torch.float64)
+        message = message.to(device)
+        self.all_sum([message])
+        places, sums = message[:n].int().tolist(), message[n:n + len(values)].tolist()
+        if len({*places}) > 1:
+            said = ", ".join(f"rank {rank} {PLACES[at]}" for rank, at in enumerate(places))
+            raise RankError(f"The ranks are not at the same place: {said}. Has a callback stopped one of them, or has its loader "
+                            "fewer batches? All ranks must make the same steps.")
+        return sums
+
     def mean_over_ranks(self, tensors, dtype=None):
         "Replace tensors by their mean over ranks, in place."
         n = n_ranks()
@@ -204,8 +227,9 @@ class OverRanks:
 
     def before_fit(self, learn):
         self.rows = 0
+        self.n_values = 2 + max(len(parameters_of(learn.opt)), len(learn.metrics))  # room for what is announced
         if n_ranks() == 1: return
-        check_alike(learn.model)
+        check_alike(learn)
         from_rank_0(model_tensors(learn.model))
 
     def after_loss(self, learn):
@@ -224,10 +248,7 @@ class OverRanks:
         """This rank's share of the rows of all ranks since the last step, and the gradients of those parameters that have one
         on any rank, 0 where this rank has none."""
         has = [float(p.grad is not None) for p in params]
-        counts = torch.tensor([self.rows, *has], dtype=torch.float64)
-        if params and params[0].device.type != "cpu": counts = counts.to(params[0].device)
-        self.all_sum([counts])
-        total, *found = counts.tolist()
+        total, *found = self.announce("takes a step", [self.rows, *has], params[0].device if params else "cpu")
         for p, anywhere in zip(params, found):
             if not anywhere: continue
             if p.grad is None: p.grad = torch.zeros_like(p)
@@ -243,12 +264,10 @@ class OverRanks:
         if n_ranks() == 1 or not is_over(learn.cancelled): return
         averages = learn.averages
         averages.fold()
-        sums = torch.zeros(len(averages.names) + 1, dtype=torch.float64)
-        if averages.n: sums[:-1] = averages.sums.cpu()
-        sums[-1] = averages.n
-        sums = sums.to(learn.device or "cpu")
-        self.all_sum([sums])
-        averages.sums, averages.n = sums[:-1], int(sums[-1])
+        own = averages.sums.tolist() if averages.n else [0.] * len(averages.names)
+        *sums, n = self.announce("has ended a training" if learn.training else "has ended a validation", [*own, averages.n],
+                                 learn.device or "cpu")
+        averages.sums, averages.n = torch.tensor(sums, dtype=torch.float64), int(n)
         learn._sum_up()
 
     def after_train(self, learn): self.average_results(learn)
@@ -299,10 +318,24 @@ def environment():
             "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "NCCL_SOCKET_IFNAME": own.get("NCCL_SOCKET_IFNAME", loopback or "")}
 
 
-def end_all(process):
+def children_of(process):
+    try: return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess: return []
+
+
+def wait_and_see(process, timeout, started):
+    "Wait for a process, and collect all that it starts in a set; its exit status, None after the timeout."
+    end = time.monotonic() + timeout
+    while (left := end - time.monotonic()) > 0:
+        started.update(children_of(process))
+        with contextlib.suppress(subprocess.TimeoutExpired): return process.wait(min(.1, left))
+    return None
+
+
+def end_all(process, started=()):
     "End a process and all that it has started: politely, and after a second for certain."
-    try: family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess: family = []
+    family = [*{*children_of(process), *started}]
+    with contextlib.suppress(psutil.NoSuchProcess): family.append(psutil.Process(process.pid))
     for member in reversed(family):
         with contextlib.suppress(psutil.NoSuchProcess): member.terminate()
     _, alive = psutil.wait_procs(family, timeout=1)
@@ -359,9 +392,9 @@ def run_torchrun(script, n, args, timeout, max_restarts):
         with open(Path(folder) / "said", "w+") as said:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment(),
                                        start_new_session=True)
-            try: status = process.wait(timeout)
-            except subprocess.TimeoutExpired: status = None
-            finally: end_all(process)
+            started = set()  # torchrun itself may be killed, and nobody would know its ranks then
+            try: status = wait_and_see(process, timeout, started)
+            finally: end_all(process, started)
             said.seek(0)
             report = said.read()
         errors, output = texts_of(Path(folder), "stderr"), labelled(texts_of(Path(folder), "stdout"))
@@ -386,6 +419,21 @@ def a_script(name, value):
 
 # Ranks that stay alive, and run functions of a notebook
 
+class FastPickler(pickle.Pickler):
+    "Plain tensors go as numpy arrays, which takes a tenth of the time."
+    def reducer_override(self, x):
+        plain = type(x) is torch.Tensor and x.device.type == "cpu" and x.layout is torch.strided and not x.requires_grad
+        if not plain or x.dtype in (torch.bfloat16, torch.float16) or x.is_quantized or x.is_conj() or x.is_neg(): return NotImplemented
+        try: return torch.from_numpy, (x.numpy(),)
+        except (TypeError, RuntimeError): return NotImplemented
+
+
+def pickled(x):
+    file = io.BytesIO()
+    FastPickler(file, 5).dump(x)
+    return file.getvalue()
+
+
 class Parcel:
     """Values on their way to the process of a rank: `.names`: name -> (kind, what), in order: sources of a notebook's functions
     and classes, and what these need; `pack(value)` gives bytes in which such functions stand by their names."""
@@ -393,7 +441,7 @@ class Parcel:
 
     def pack(self, value):
         file = io.BytesIO()
-        pickler = pickle.Pickler(file)
+        pickler = FastPickler(file, 5)
         pickler.persistent_id = lambda x: self.add_source(x) if is_of_notebook(x) else None
         try: pickler.dump(value)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -451,8 +499,20 @@ def is_of_notebook(x):
     return importable(x) is None
 
 
-def open_parcel(names, packed):
-    "In the process of a rank: the values."
+def without_known(names, known):
+    "A parcel's names, in which large values that were sent before stand as their digest; known: the digests so far, a set."
+    lighter = {}
+    for name, (kind, what) in names.items():
+        if kind == "value" and len(what) > 100_000:
+            digest = hashlib.blake2b(what, digest_size=16).digest()
+            kind, what = "large", (digest, None if digest in known else what)
+            known.add(digest)
+        lighter[name] = kind, what
+    return lighter
+
+
+def open_parcel(names, packed, large):
+    "In the process of a rank: the values. large: digest -> bytes, what has come before."
     namespace = {"__name__": "__ranks__"}
 
     def values(data):
@@ -464,6 +524,9 @@ def open_parcel(names, packed):
         if kind == "module": namespace[name] = importlib.import_module(what)
         elif kind == "attribute": namespace[name] = getattr(importlib.import_module(what[0]), what[1])
         elif kind == "value": namespace[name] = values(what)
+        elif kind == "large":
+            if what[1] is not None: large[what[0]] = what[1]
+            namespace[name] = values(large[what[0]])
         else:
             made, source = what
             linecache.cache[f"<{made}>"] = len(source), None, source.splitlines(keepends=True), f"<{made}>"
@@ -473,8 +536,9 @@ def open_parcel(names, packed):
 
 
 def send(pipe, message):
-    data = pickle.dumps(message)
-    pipe.write(len(data).to_bytes(8, "big") + data)
+    data = pickled(message)
+    pipe.write(len(data).to_bytes(8, "big"))
+    pipe.write(data)
     pipe.flush()
 
 
@@ -491,11 +555,12 @@ def serve(folder, rank, size, timeout):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
                             timeout=timedelta(seconds=timeout))
     send(outbox, ("ready", None, ""))
+    large = {}
     while (job := receive(inbox)) is not None:
         said, (paths, names, packed) = io.StringIO(), job
         sys.path[:] = paths
         try:
-            function, args = open_parcel(names, packed)
+            function, args = open_parcel(names, packed, large)
             with contextlib.redirect_stdout(said): result = function(*args)
             send(outbox, ("result", result, said.getvalue()))
         except BaseException as error:
@@ -522,7 +587,7 @@ class Ranks:
         self.start()
 
     def start(self):
-        self.folder, self.ready = tempfile.mkdtemp(prefix="ranks-"), False
+        self.folder, self.ready, self.known = tempfile.mkdtemp(prefix="ranks-"), False, set()
         code = "import sys, course_lib.support.scaling_out as s; s.serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))"
         self.processes = []
         for rank in range(self.n):
@@ -566,8 +631,9 @@ class Ranks:
         parcel = Parcel(vars(sys.modules["__main__"]))
         packed = parcel.pack((function, args))
         self.wait_until_ready()
+        names = without_known(parcel.names, self.known)
         for process in self.processes:
-            with contextlib.suppress(BrokenPipeError): send(process.stdin, (sys.path, parcel.names, packed))
+            with contextlib.suppress(BrokenPipeError): send(process.stdin, (sys.path, names, packed))
         return self.collect(patience)
 
     def close(self):
@@ -616,6 +682,7 @@ class MeetNowAndThen(OverRanks):
 
     def meet_now(self, learn):
         self.steps = 0
+        if n_ranks() > 1: self.announce("meets the others", device=learn.device or "cpu")
         self.meet(learn)
 
 
@@ -661,6 +728,14 @@ def split_among_ranks(sweep):
 
 # Sharded checkpoints
 
+def a_learner(name, value):
+    if not all(hasattr(value, part) for part in ("model", "dls", "opt", "fit")): refuse(name, "a Learner", value)
+    return value
+
+
+def as_path(name, value): return Path(a_path(name, value)).absolute()
+
+
 def sharded_state(learn):
     "Model and optimizer, each rank its part of what is sharded, by names; as `torch.distributed.checkpoint` takes them."
     from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -684,12 +759,18 @@ def on_all_ranks(work, what):
         if isinstance(error, (KeyboardInterrupt, SystemExit)): raise
         problem = error
     problems = [None] * n_ranks()
-    if n_ranks() == 1: problems = [problem and repr(problem)]
+    if n_ranks() == 1: problems = [problem and reason(problem)]
     else:
-        with in_words(): dist.all_gather_object(problems, problem and f"{type(problem).__name__}: {first_line(problem)}")
+        with in_words(): dist.all_gather_object(problems, problem and reason(problem))
     if not any(problems): return result
     failed = "; ".join(f"rank {rank}: {words}" for rank, words in enumerate(problems) if words)
     raise RankError(f"{what} failed ({failed}).") from problem
+
+
+def reason(error):
+    "An error in a line; of those of several ranks, as torch's checkpoints gather them, the first one's own."
+    while failures := getattr(error, "failures", None): error = next(iter(failures.values()))[0]
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def beside(folder, ending): return folder.with_name(f".{folder.name}.{ending}")
