@@ -19,7 +19,7 @@ from .learner import Callback
 from .momentum import SGD
 from .stability import MixedPrecision
 from .support.arguments import (
-    a_function, a_loader, a_module, above_0, at_least_0, below_1, checked)
+    a_function, a_loader, a_module, above_0, at_least_0, below_1, checked, pairs)
 from .support.checks import positive_int, whole_from_0, whole_number
 from .support.scaling_out import (
     CheckedShards, MeetNowAndThen, OverRanks, PowerBooks, a_learner, a_script, above_0_s, alone,
@@ -65,7 +65,7 @@ class ShardedLoader(CheckedShards):
     shared equally, the first ranks get one more.
     """
     def __iter__(self):
-        for batch in self.loader: yield rows_of(tuple(batch), self.rank, self.size)
+        for batch in pairs(self.loader): yield rows_of(tuple(batch), self.rank, self.size)
 
 # %% ../nbs/17_scaling_out.ipynb #a170avg
 class AverageGradients(OverRanks, Callback):

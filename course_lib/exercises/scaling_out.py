@@ -208,7 +208,7 @@ def mended_token_loss(losses, masks):            # mend this
         "You take the mean of each sentence, and the mean of these. A token of a short sentence then counts for more.": of_sentences,
         "Padding counts in the number that you divide by.": over_ranks(count=lambda loss, mask: mask.numel()),
         "Padding is in your sum, and it may hold NaN. Take loss[mask]; NaN · 0 is NaN.": over_ranks(lambda loss, mask: (loss * mask).sum()),
-        "That is the sum. Divide by the number of tokens that count.": 
+        "That is the sum. Divide by the number of tokens that count.":
             lambda losses, masks: sum(loss[mask].sum() for loss, mask in zip(losses, masks)),
         "That is the loss of rank 0 alone.": lambda losses, masks: losses[0][masks[0]].mean()},
     cases=sentences_of_ranks, run=lambda answer, _losses, _masks: {"the loss": answer(_losses, _masks)}, truth=token_by_token, tolerance=1e-10,

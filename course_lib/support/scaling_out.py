@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .arguments import a_path, an_instance, checked, refuse
+from .arguments import a_path, checked, refuse
 from .checks import check_hyper, positive_int, shorten, whole_from_0
 from .files import PACKAGE, write_whole
 from .gradients import HALVES, by_kind, parameters_of
@@ -293,6 +293,7 @@ class CheckedShards:
         if not hasattr(type(loader), "__iter__") or not hasattr(type(loader), "__len__") or isinstance(loader, (str, dict)):
             refuse("loader", "a loader of batches (xb, yb) that has a length", loader)
         self.loader, self.rank, self.size = loader, whole_from_0("rank", rank), positive_int("size", size)
+        if not len(loader): raise ValueError(f"loader gives no batch: its length is 0. Got {shorten(loader)}.")
         if self.rank >= self.size: refuse("rank", f"from 0 to size − 1, which is {self.size - 1}", rank)
 
     def __len__(self): return len(self.loader)
