@@ -61,13 +61,14 @@ def started(folder):
 def nothing_stays(temporary):
     "No process, no child that nobody has waited for, no socket and no file, whatever a test did."
     descriptors = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
-    children = psutil.Process().children()
+    children, before = psutil.Process().children(), os.listdir(temporary)
     yield
     left = started(temporary)
     for process in left: process.kill()
     assert not left, f"processes have stayed: {left}"
     assert {c.pid for c in psutil.Process().children()} <= {c.pid for c in children}
-    assert not list(temporary.iterdir()), "temporary files have stayed"
+    files = [path for path in temporary.iterdir() if path.name not in before]
+    assert not files, f"temporary files have stayed: {files}"
     if descriptors: assert len(os.listdir("/proc/self/fd")) <= len(descriptors) + 1
 
 
@@ -176,7 +177,9 @@ def test_what_hangs_is_ended(tmp_path):
 
 def test_torchrun_itself_may_be_killed(tmp_path):
     code = """
-    if rank == 0: os.kill(os.getppid(), 9)
+    if rank == 0:
+        time.sleep(1.5)
+        os.kill(os.getppid(), 9)
     time.sleep(600)
     """
     began = time.monotonic()
