@@ -3,8 +3,9 @@
 torchrun starts two ranks, which take turns: one process that trains alone with the whole batches while the other waits;
 both in `Learner.fit` with `ShardedLoader` and `AverageGradients`, so each has half of every batch; both with DDP in a
 plain loop. All three begin with the same weights and see the same batches, and must end with the same weights to
-rounding. Then what a rank sends for a step, counted by each callback, and by a hook of DDP. Two processes need two
-cores that nobody else uses: a busy machine gives less.
+rounding. `LocalSGD` runs beside them: where a message takes longer than a step, it is what makes two faster. Then what
+a rank sends for a step, counted by each callback, and by a hook of DDP. Two processes need two cores that nobody else
+uses: a busy machine gives less.
 """
 import json
 import os
@@ -26,7 +27,7 @@ from course_lib.scaling_out import (
     AverageGradients, DiLoCo, LocalSGD, PowerSGD, ShardedLoader, distributed, launch)
 from course_lib.sgd import seeded
 
-BATCH, N_BATCHES, EVERY = 128, 4, 10
+BATCH, N_BATCHES, EVERY = 128, 10, 10
 sgd = partial(SGD, lr=1e-3, momentum=.9)
 
 
@@ -83,6 +84,7 @@ def wait_for_all(call):
 def same_weights(place, contenders, tolerance=1e-4):
     "After the same steps all ways have the same weights; rank 1 hears of those that rank 0 trained alone."
     for name, (_, model) in contenders.items():
+        if "LocalSGD" in name: continue
         for p, q in zip(model.parameters(), contenders["torch: DistributedDataParallel"][1].parameters()):
             if place.rank == 0: assert (p - q).abs().max() < tolerance * q.abs().max() + 1e-6, name
 
@@ -91,10 +93,11 @@ def timed(place, make, repeats):
     "Seconds of each way's epochs, in turns, on this rank."
     make = norms_fixed(make)
     whole, model = in_learner(make)
+    part = lambda cb: in_learner(make, [cb], ShardedLoader(batches(), place.rank, place.size))
     contenders = {
         "course_lib: one process": (whole if place.rank == 0 else lambda: None, model),
-        "course_lib: two, AverageGradients": in_learner(
-            make, [AverageGradients()], ShardedLoader(batches(), place.rank, place.size)),
+        "course_lib: two, AverageGradients": part(AverageGradients()),
+        f"course_lib: two, LocalSGD({EVERY})": part(LocalSGD(EVERY)),
         "torch: DistributedDataParallel": in_ddp(make, place)}
     times = take_turns({name: wait_for_all(call) for name, (call, _) in contenders.items()}, repeats)
     same_weights(place, contenders)
@@ -137,10 +140,11 @@ def main():
     if (os.cpu_count() or 1) < 2: print("one core only: two processes share it, so they cannot be faster than one")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
-        launch(__file__, 2, path, 3 if args.quick else 15)
+        launch(__file__, 2, path, 2 if args.quick else 15, timeout=600)
         found = json.loads(path.read_text())
-    alone, ours, theirs = (f"{side}: {way}" for side, way in (
-        ("course_lib", "one process"), ("course_lib", "two, AverageGradients"), ("torch", "DistributedDataParallel")))
+    alone, ours, local = (f"course_lib: {way}" for way in (
+        "one process", "two, AverageGradients", f"two, LocalSGD({EVERY})"))
+    theirs = "torch: DistributedDataParallel"
     for name, measured in found.items():
         times = measured["seconds"]
         step = 1e3 * statistics.median(times[alone]) / N_BATCHES
@@ -149,6 +153,7 @@ def main():
               "images per second")
         in_rounds = lambda a, b: statistics.median(x / y for x, y in zip(times[a], times[b]))
         ratio(f"{name}_two_processes_to_one_images_per_s", in_rounds(alone, ours), ">=1.6" if step >= 20 else "-")
+        ratio(f"{name}_local_sgd_to_one_process_images_per_s", in_rounds(alone, local), "-")
         ratio(f"{name}_ddp_to_one_process_images_per_s", in_rounds(alone, theirs), "-")
         ratio(f"{name}_two_processes_to_ddp_time", in_rounds(ours, theirs), "-")
         print(f"\n{name}: bytes that a rank sends for a step")
