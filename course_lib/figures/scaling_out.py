@@ -50,7 +50,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     right.set(xscale="log", xlim=(1.7, 1300), ylim=(0, 105), xlabel="ranks", ylabel="efficiency (%)")
     right.set_xticks([2, 8, 32, 128, 1024], ["2", "8", "32", "128", "1,024"])
     right.minorticks_off()
-    right.legend(loc="lower left", fontsize=9)
+    right.legend(loc="lower left", fontsize=9, markerscale=.7)
     live = LiveFigure(fig, [*bars.values(), end, note, *names, overlapped, at_the_end, now],
                       alt="Left: bars of forward and backward, and below them the messages of a step over time; a dashed line where the "
                           "step ends. Right: efficiency by the number of ranks, with these buckets and with one message at the end.")
@@ -81,7 +81,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
     return explore(run, live, words=words,
                    caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 8 ranks, "
-                           "buckets of 2 MB (so that each layer is one) and a network of 10 gigabits per second.",
+                           "buckets of 2 MB and a network of 10 gigabits per second.",
                    ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=8),
                    bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=2),
                    latency_us=widgets.SelectionSlider(options=[1, 5, 20, 50, 200, 1000], value=50),
@@ -101,7 +101,7 @@ def memory_explorer():
     bars = {name: ax.plot([], [], lw=28, ls="-", marker="", solid_capstyle="butt", color=COLORS[color], label=label)[0]
             for (name, color), label in zip(colors.items(), ("master and Adam's averages", "gradients", "weights"))}
     texts = [ax.text(0, stage, "", va="center", fontsize=11, bbox=LABEL_BOX) for stage in range(4)]
-    ax.axvline(80, color=GHOST, ls="--", lw=1.5)
+    ax.plot([80, 80], [-.45, 3.6], color=GHOST, ls="--", lw=1.5, marker="")
     ax.set_yticks(range(4), ["0: all on each rank", "1: optimizer split", "2: gradients, too", "3: weights, too"])
     ax.set(ylim=(3.6, -1.1), xlabel="on each rank (GB); dashed: a GPU of 80 GB")
     ax.grid(axis="y", visible=False)
@@ -123,7 +123,7 @@ def memory_explorer():
             begin = ends
         for text, total in zip(texts, totals):
             text.set_x(total + ax.get_xlim()[1] * .012)
-            text.set_text(f"{total:,.3g} GB" if total < 1000 else f"{total:,.0f} GB")
+            text.set_text(f"{total:,.4g} GB" if total < 1000 else f"{total:,.0f} GB")
         fits = next((stage for stage, total in enumerate(totals) if total <= 80), None)
         return {"billions": billions, "ranks": ranks, "gigabytes": totals, "fits": fits}
 

@@ -391,8 +391,8 @@ def run_torchrun(script, n, args, timeout, max_restarts):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "--max-restarts",
                    str(max_restarts), "--monitor-interval", "0.1", "--redirects", "3", "--log-dir", folder, str(script), *map(str, args)]
         with open(Path(folder) / "said", "w+") as said:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment(),
-                                       start_new_session=True)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment() | {"TMPDIR": folder},
+                                       start_new_session=True)  # what torch leaves in TMPDIR goes with the folder
             started = set()  # torchrun itself may be killed, and nobody would know its ranks then
             try: status = wait_and_see(process, timeout, started)
             finally: end_all(process, started)
@@ -595,7 +595,7 @@ class Ranks:
             with open(Path(self.folder) / f"stderr{rank}", "w") as errors:
                 self.processes.append(subprocess.Popen(
                     [sys.executable, "-c", code, self.folder, str(rank), str(self.n), str(self.timeout)], stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=errors, env=environment() | {"RANK": str(rank), "WORLD_SIZE": str(self.n)},
+                    stdout=subprocess.PIPE, stderr=errors, env=environment() | {"RANK": str(rank), "WORLD_SIZE": str(self.n), "TMPDIR": self.folder},
                     start_new_session=True))
 
     def wait_until_ready(self):
