@@ -566,6 +566,7 @@ def serve(folder, rank, size, timeout):
             send(outbox, ("result", result, said.getvalue()))
         except BaseException as error:
             send(outbox, ("error", f"{type(error).__name__}: {error}\n{where(error)}".strip(), said.getvalue()))
+    shutil.rmtree(folder, ignore_errors=True)  # whoever started it may be gone
 
 
 def where(error):
