@@ -36,7 +36,7 @@ from .files import PACKAGE, write_whole
 from .gradients import HALVES, by_kind, parameters_of
 from .saving import pack, unpack
 from .state import loader_state, set_loader_state
-from .tensors import batch_size, default_device, map_tensors
+from .tensors import batch_size, default_device, keep_freed_memory, map_tensors
 
 NAMES = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 
@@ -553,6 +553,7 @@ def serve(folder, rank, size, timeout):
     inbox, outbox = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what prints past Python goes to stderr
     torch.set_num_threads(1)
+    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size,
                             timeout=timedelta(seconds=timeout))
     send(outbox, ("ready", None, ""))
