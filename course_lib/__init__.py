@@ -30,6 +30,9 @@ from course_lib.momentum import (
 from course_lib.regularization import (
     SGDW, Dropout, DropPath, drop_path_rates, smooth_labels, soft_cross_entropy)
 from course_lib.rmsprop import RMSProp, average_sqr_grad, rms_prop_step
+from course_lib.scaling_out import (
+    AverageGradients, DiLoCo, LocalSGD, PowerSGD, ShardedLoader, distributed, launch, load_sharded, save_sharded,
+    sharded_sweep)
 from course_lib.self_training import balanced, meta_pseudo_labels, noisy_student, pseudo_label
 from course_lib.sgd import Optimizer, sgd_step
 from course_lib.stability import (
@@ -44,6 +47,7 @@ from course_lib.support.image_color import (
 from course_lib.support.image_geometry import crop, erase, hflip, perspective, rotate, shear, translate
 from course_lib.support.photos import CenterCrop, RandomResizedCrop, denormalise
 from course_lib.support.pretrained import imagenet_resnet, load_weights
+from course_lib.support.scaling_out import RankError
 from course_lib.support.setup import check_setup
 from course_lib.support.tensors import default_device
 from course_lib.support.wordnet import glosses, synonyms
@@ -57,30 +61,32 @@ __version__ = "0.1.0"
 _ON_DEMAND = {"show": "plots", "show_images": "plots", "use_style": "plots",
               "Explorer": "live", "LiveFigure": "live", "explore": "live"}
 __all__ = [
-    "ActivationStats", "Adam", "AdamW", "Autocast", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CSVLogger",
-    "Callback", "CancelBatchException", "CancelEpochException", "CancelException", "CancelFitException",
-    "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop", "ColorJitter", "CutMix",
-    "Cutout", "DamagedFileError", "DataError", "DataLoaders", "DownloadError", "DropPath", "Dropout", "EVENTS",
-    "EarlyStopping", "Explorer", "Flip", "GaussianBlur", "GlyphLoader", "GradientAccumulation", "GradientClip",
-    "Grayscale", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm", "Learner", "Lion", "LiveFigure",
-    "LossScaler", "MixUp", "MixedPrecision", "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "PCAColor",
-    "ParamScheduler", "Perspective", "Progress", "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer",
-    "RandAugment", "RandomAffine", "RandomCrop", "RandomResizedCrop", "Recorder", "Rotate", "SGD", "SGDW",
-    "SaveBest", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness",
-    "adjust_contrast", "adjust_hue", "adjust_saturation", "adjust_sharpness", "affine", "autocontrast",
-    "average_grad", "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "backtranslate", "balanced",
-    "check_setup", "checkpointed", "clip_adaptive", "clip_by_history", "clip_by_norm", "clip_by_value", "combine",
-    "const", "cos", "count_steps", "course_data", "crop", "decay_weights_only", "default_device", "delete",
-    "denormalise", "dequantize", "digits", "draw_few", "drop_path_rates", "equalize", "erase", "exp", "explore",
-    "fake_quantize", "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze",
-    "freeze_to", "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb", "grayscale", "hflip",
-    "imagenet_resnet", "imagenette", "insert", "invert", "l2_reg", "lamb_step", "layer_groups", "lin", "lion_step",
-    "load_weights", "lr_find", "magnitude_mask", "make_fast", "meta_pseudo_labels", "mnist", "momentum_step",
-    "muon_step", "nesterov_step", "nf4", "noisy_student", "offload_saved", "one_cycle", "perspective", "pets",
-    "poly", "posterize", "prune", "pseudo_label", "quantize", "replace", "replace_head", "rms_prop_step", "rotate",
-    "saved_bytes", "sgd_step", "shear", "show", "show_images", "shuffle_sentences", "size_bytes", "small_resnet",
-    "smooth_labels", "soft_cross_entropy", "solarize", "swap", "sweep", "synonyms", "translate", "tta", "unfreeze",
-    "use_style", "warm_restarts", "weight_decay", "words_of"]
+    "ActivationStats", "Adam", "AdamW", "Autocast", "AverageGradients", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d",
+    "CSVLogger", "Callback", "CancelBatchException", "CancelEpochException", "CancelException",
+    "CancelFitException", "CancelStepException", "CancelTrainException", "CancelValidateException", "CenterCrop",
+    "ColorJitter", "CutMix", "Cutout", "DamagedFileError", "DataError", "DataLoaders", "DiLoCo", "DownloadError",
+    "DropPath", "Dropout", "EVENTS", "EarlyStopping", "Explorer", "Flip", "GaussianBlur", "GlyphLoader",
+    "GradientAccumulation", "GradientClip", "Grayscale", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm",
+    "Learner", "Lion", "LiveFigure", "LocalSGD", "LossScaler", "MixUp", "MixedPrecision", "ModelResetter",
+    "MoveStatistics", "Muon", "Optimizer", "PCAColor", "ParamScheduler", "Perspective", "PowerSGD", "Progress",
+    "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine", "RandomCrop",
+    "RandomResizedCrop", "RankError", "Recorder", "Rotate", "SGD", "SGDW", "SaveBest", "ShardedLoader", "Sweep",
+    "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness", "adjust_contrast", "adjust_hue",
+    "adjust_saturation", "adjust_sharpness", "affine", "autocontrast", "average_grad", "average_grad_dampened",
+    "average_grad_slow", "average_sqr_grad", "backtranslate", "balanced", "check_setup", "checkpointed",
+    "clip_adaptive", "clip_by_history", "clip_by_norm", "clip_by_value", "combine", "const", "cos", "count_steps",
+    "course_data", "crop", "decay_weights_only", "default_device", "delete", "denormalise", "dequantize", "digits",
+    "distributed", "draw_few", "drop_path_rates", "equalize", "erase", "exp", "explore", "fake_quantize",
+    "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to",
+    "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb", "grayscale", "hflip", "imagenet_resnet",
+    "imagenette", "insert", "invert", "l2_reg", "lamb_step", "launch", "layer_groups", "lin", "lion_step",
+    "load_sharded", "load_weights", "lr_find", "magnitude_mask", "make_fast", "meta_pseudo_labels", "mnist",
+    "momentum_step", "muon_step", "nesterov_step", "nf4", "noisy_student", "offload_saved", "one_cycle",
+    "perspective", "pets", "poly", "posterize", "prune", "pseudo_label", "quantize", "replace", "replace_head",
+    "rms_prop_step", "rotate", "save_sharded", "saved_bytes", "sgd_step", "sharded_sweep", "shear", "show",
+    "show_images", "shuffle_sentences", "size_bytes", "small_resnet", "smooth_labels", "soft_cross_entropy",
+    "solarize", "swap", "sweep", "synonyms", "translate", "tta", "unfreeze", "use_style", "warm_restarts",
+    "weight_decay", "words_of"]
 
 
 def __getattr__(name):

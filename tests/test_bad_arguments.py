@@ -22,21 +22,22 @@ from torch import nn
 import course_lib
 from course_lib import (
     accuracy, ActivationStats, Adam, AdamW, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation,
-    adjust_sharpness, affine, Autocast, autocontrast, backtranslate, balanced, BatchNorm1d, BatchNorm2d,
-    BatchNorm3d, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history, clip_by_norm, clip_by_value,
-    ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout, DataError, DataLoaders,
-    decay_weights_only, delete, denormalise, dequantize, digits, DownloadError, draw_few, drop_path_rates, Dropout,
-    DropPath, EarlyStopping, equalize, erase, exp, explore, fake_quantize, features, few_shot, flatten_parameters,
-    Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses, glyph_backbone, GlyphLoader,
-    GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm, hflip, imagenet_resnet,
-    imagenette, insert, invert, LAMB, layer_groups, LayerNorm, Learner, lin, Lion, LiveFigure, load_weights,
-    LossScaler, LRFind, LRScheduler, magnitude_mask, make_fast, meta_pseudo_labels, MixedPrecision, MixUp, mnist,
-    Muon, nf4, noisy_student, one_cycle, Optimizer, ParamScheduler, PCAColor, Perspective, perspective, pets, poly,
-    posterize, Progress, prune, Pruner, pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop,
-    RandomResizedCrop, Recorder, replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, SaveBest,
-    saved_bytes, SGD, sgd_step, SGDW, shear, show, show_images, shuffle_sentences, size_bytes, small_resnet,
-    smooth_labels, soft_cross_entropy, solarize, swap, sweep, synonyms, TensorLoader, translate, unfreeze,
-    warm_restarts, words_of)
+    adjust_sharpness, affine, Autocast, autocontrast, AverageGradients, backtranslate, balanced, BatchNorm1d,
+    BatchNorm2d, BatchNorm3d, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history, clip_by_norm,
+    clip_by_value, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout, DataError,
+    DataLoaders, decay_weights_only, delete, denormalise, dequantize, digits, DiLoCo, distributed, DownloadError,
+    draw_few, drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore, fake_quantize,
+    features, few_shot, flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses,
+    glyph_backbone, GlyphLoader, GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm,
+    hflip, imagenet_resnet, imagenette, insert, invert, LAMB, launch, layer_groups, LayerNorm, Learner, lin, Lion,
+    LiveFigure, load_sharded, load_weights, LocalSGD, LossScaler, LRFind, LRScheduler, magnitude_mask, make_fast,
+    meta_pseudo_labels, MixedPrecision, MixUp, mnist, Muon, nf4, noisy_student, one_cycle, Optimizer,
+    ParamScheduler, PCAColor, Perspective, perspective, pets, poly, posterize, PowerSGD, Progress, prune, Pruner,
+    pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop, Recorder,
+    replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, save_sharded, SaveBest, saved_bytes, SGD,
+    sgd_step, SGDW, sharded_sweep, ShardedLoader, shear, show, show_images, shuffle_sentences, size_bytes,
+    small_resnet, smooth_labels, soft_cross_entropy, solarize, swap, sweep, synonyms, TensorLoader, translate,
+    unfreeze, warm_restarts, words_of)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -159,6 +160,18 @@ def applied(make, *inputs):
     return call
 
 
+def entered(make):
+    def call(**kwargs):
+        with make(**kwargs): pass
+    call.of = make
+    return call
+
+
+def saved_and_loaded(learn, folder):
+    save_sharded(learner(), "parts")
+    load_sharded(learn, folder)
+
+
 def with_figure(make):
     def call(**kwargs): return make(Figure(), **kwargs)
     call.of = make
@@ -216,6 +229,22 @@ CALLS = {
                            {"teacher": "module", "student": "module", "labelled": "loader", "unlabelled": "loader",
                             "teacher_opt": "function", "student_opt": "function", "n_steps": "count",
                             "feedback": "finite", "noise": "transform"}),
+    "AverageGradients": (fit_with(AverageGradients), {}, {"dtype": "choice"}),
+    "LocalSGD": (fit_with(LocalSGD), {"every": 2}, {"every": "count"}),
+    "DiLoCo": (fit_with(DiLoCo), {"every": 2}, {"every": "count", "lr": "above 0", "momentum": "below 1"}),
+    "PowerSGD": (fit_with(PowerSGD), {}, {"rank": "count"}),
+    "ShardedLoader": (lambda **options: len(list(ShardedLoader(**options))),
+                      {"loader": TensorLoader(X, Y, 8), "rank": 0, "size": 2},
+                      {"loader": "loader", "rank": "natural", "size": "count"}),
+    "distributed": (entered(distributed), {}, {"timeout": "above 0"}),
+    "launch": (launch, {"script": Path(__file__).with_name("tiny.py"), "n": 1},
+               {"script": "path", "n": "count", "timeout": "above 0", "max_restarts": "natural"}),
+    "save_sharded": (save_sharded, {"learn": learner(), "folder": "parts"}, {"learn": "module", "folder": "path"}),
+    "load_sharded": (saved_and_loaded, {"learn": learner(), "folder": "parts"}, {"learn": "module", "folder": "path"}),
+    "sharded_sweep": (sharded_sweep, {"model": net(), "loss_func": F.cross_entropy, "opt_func": SGD,
+                                      "dl": TensorLoader(X, Y, 8), "n_steps": 1, "grid": {"lr": [.1]}},
+                      {"model": "module", "loss_func": "function", "opt_func": "function", "dl": "loader",
+                       "n_steps": "count", "grid": "grid", "seed": "whole", "max_bytes": "above 0"}),
     "SGD": (SGD, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "SGDW": (SGDW, {"params": weights()}, {**OPT, "momentum": "below 1"}),
     "Dropout": (Dropout, {"p": .5}, {"p": "share"}),

@@ -15,6 +15,7 @@ from mutants import mutants
 import course_lib.exercises
 from course_lib.exercises import EXERCISES, check, hint, progress, solution
 from course_lib.exercises.core import OutOfTime, Raised, time_limit
+from course_lib.exercises.scaling_out import TorchsSynced
 from course_lib.exercises.stability import TorchsScaler
 from test_house import ROOT
 
@@ -137,6 +138,7 @@ TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
     "amsgrad_step": torchs_stepper(partial(torch.optim.Adam, amsgrad=True)),
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
     "my_fake_quantize": torchs_fake, "my_clip": torchs_clip, "MyScaler": TorchsScaler,
+    "MySyncedNorm": TorchsSynced,
     "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps), "MyDropout": torch.nn.Dropout,
     "average_grad_torch": torchs_buffer, "centered_step": torchs_centered, "adapted": torchs_average,
     "folded": lambda linear, norm: torch.nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval())}

@@ -62,7 +62,8 @@ class Averages:
         self.rows, self.sizes, self.sums, self.n = [], [], 0, 0
 
     def add(self, values, size):
-        "values: a tensor for each name, the means of a batch of that size."
+        "values: a tensor for each name, the means of a batch of that size; one without samples, whose mean is NaN, adds nothing."
+        if not size: return
         self.rows.append(values)
         self.sizes.append(size)
         if len(self.rows) >= self.fold_after: self.fold()

@@ -201,7 +201,9 @@ def state_zeros(p, state, name):
     "The tensor that `state` keeps under this name; at first zeros, shaped like p."
     if name not in state:
         zeros = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state[name] = zeros.as_strided(zeros.size(), zeros.stride())  # or the compiler takes 0 + grad for grad itself
+        if type(zeros) is torch.Tensor:  # no DTensor, which torch 2.9 cannot view so
+            zeros = zeros.as_strided(zeros.size(), zeros.stride())  # or the compiler takes 0 + grad for grad itself
+        state[name] = zeros
     return state[name]
 
 

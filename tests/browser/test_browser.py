@@ -374,7 +374,8 @@ def test_more_images_train_a_better_head(transfer):
     assert figure.locator(".explorer-error").inner_text() == ""
 
 
-PART_FOUR = "12_regularization", "13_augmentation", "14_stability", "15_self_training", "16_compression"
+PART_FOUR = ("12_regularization", "13_augmentation", "14_stability", "15_self_training", "16_compression",
+             "17_scaling_out")
 
 
 @pytest.mark.parametrize("name", PART_FOUR)

@@ -1,0 +1,138 @@
+"""The live figures of chapter 17: the timeline of a step over many ranks, simulated, and what each rank keeps in memory."""
+from functools import partial
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..scaling_out import bucket_messages, ring_seconds, zero_bytes
+from ..support.checks import counted
+from ..support.live import LiveFigure, explore
+from ..support.plots import COLORS, GHOST, LABEL_BOX, styled
+
+RANKS = [2 ** i for i in range(1, 11)]
+
+
+def spans(pairs, y):
+    "Lines from begin to end at this height, with gaps between them, for `set_data`."
+    pairs = np.array(pairs, dtype=float).reshape(-1, 2)
+    x = np.concatenate([pairs, np.full((len(pairs), 1), np.nan)], 1).ravel()
+    return x, np.full(len(x), y)
+
+
+def one_step(ready, sizes, n, bucket_bytes, latency, bandwidth):
+    "Messages of a step, in seconds, and when it is over."
+    messages = bucket_messages(ready, sizes, bucket_bytes, partial(ring_seconds, n=n, latency=latency, bandwidth=bandwidth))
+    return messages, max(ready[-1], messages[-1][1])
+
+
+@styled
+def timeline_explorer(forward, ready, sizes, images=128):
+    """One step of data parallel training on 2 to 1,024 ranks, simulated: forward and backward as measured on one process,
+    messages as a ring takes them at the latency and bandwidth of the sliders.
+
+    forward: seconds of the forward pass; ready: when each gradient is finished, in seconds from the step's start; sizes: its
+    bytes; images: of each rank's batch. `.state`: ranks, bucket_mb, latency_us, gb_per_s, n_messages, compute_ms, step_ms,
+    waiting_ms (how long the ranks wait after backward), efficiency (compute / step), images_per_s of all ranks.
+    """
+    compute, fig = ready[-1], Figure(figsize=(10.5, 4.4))
+    top, right = fig.subplots(1, 2, width_ratios=[1.7, 1])
+    bar = lambda color: top.plot([], [], lw=26, ls="-", marker="", solid_capstyle="butt", color=COLORS[color])[0]
+    bars = {"forward": bar("blue"), "backward": bar("green"), "messages": bar("orange"), "more": bar("amber")}
+    end, = top.plot([], [], ls="--", lw=1.5, color=GHOST, marker="")
+    note = top.text(.98, .97, "", transform=top.transAxes, ha="right", va="top", fontsize=11, bbox=LABEL_BOX)
+    names = [top.text(0, 1.42, "forward, backward (measured)", fontsize=11), top.text(0, .42, "messages (simulated)", fontsize=11)]
+    top.set(ylim=(-.6, 2.3), xlabel="time since the step began (ms)", yticks=[])
+    top.grid(axis="y", visible=False)
+    overlapped, = right.plot([], [], color=COLORS["orange"], marker="o", ms=4, label="these buckets")
+    at_the_end, = right.plot([], [], color=GHOST, ls="--", marker="s", ms=4, label="one message at the end")
+    now, = right.plot([], [], color=COLORS["blue"], marker="D", ms=10, ls="none", label="now")
+    right.set(xscale="log", xlim=(1.7, 1300), ylim=(0, 105), xlabel="ranks", ylabel="efficiency (%)")
+    right.set_xticks([2, 8, 32, 128, 1024], ["2", "8", "32", "128", "1,024"])
+    right.minorticks_off()
+    right.legend(loc="lower left", fontsize=9, markerscale=.7)
+    live = LiveFigure(fig, [*bars.values(), end, note, *names, overlapped, at_the_end, now],
+                      alt="Left: bars of forward and backward, and below them the messages of a step over time; a dashed line where the "
+                          "step ends. Right: efficiency by the number of ranks, with these buckets and with one message at the end.")
+
+    def run(ranks, bucket_mb, latency_us, gb_per_s):
+        speed = {"latency": latency_us * 1e-6, "bandwidth": gb_per_s * 1e9}
+        messages, over = one_step(ready, sizes, ranks, bucket_mb * 1e6, **speed)
+        live.invalidate()
+        bars["forward"].set_data(*spans([(0, 1e3 * forward)], 1))
+        bars["backward"].set_data(*spans([(1e3 * forward, 1e3 * compute)], 1))
+        bars["messages"].set_data(*spans([(1e3 * a, 1e3 * b) for a, b, _ in messages[::2]], 0))
+        bars["more"].set_data(*spans([(1e3 * a, 1e3 * b) for a, b, _ in messages[1::2]], 0))
+        end.set_data([1e3 * over] * 2, [-.6, 1.6])
+        top.set_xlim(0, 1e3 * over * 1.04)
+        for line, size in ((overlapped, bucket_mb * 1e6), (at_the_end, float("inf"))):
+            line.set_data(RANKS, [100 * compute / one_step(ready, sizes, n, size, **speed)[1] for n in RANKS])
+        efficiency = compute / over
+        now.set_data([ranks], [100 * efficiency])
+        note.set_text(f"step: {1e3 * over:.0f} ms")
+        return {"ranks": ranks, "bucket_mb": bucket_mb, "latency_us": latency_us, "gb_per_s": gb_per_s, "n_messages": len(messages),
+                "compute_ms": 1e3 * compute, "step_ms": 1e3 * over, "waiting_ms": 1e3 * (over - compute), "efficiency": efficiency,
+                "images_per_s": ranks * images / over}
+
+    def words(s):
+        return (f"{s['ranks']:,} ranks, {counted(s['n_messages'], 'message')} a step: {s['step_ms']:,.0f} ms, of which the ranks wait "
+                f"{s['waiting_ms']:,.0f} ms. Efficiency {s['efficiency']:.0%}, {s['images_per_s']:,.0f} images a second in all.")
+
+    megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
+    return explore(run, live, words=words,
+                   caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 8 ranks, "
+                           "buckets of 2 MB and a network of 10 gigabits per second.",
+                   ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=8),
+                   bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=2),
+                   latency_us=widgets.SelectionSlider(options=[1, 5, 20, 50, 200, 1000], value=50),
+                   gb_per_s=widgets.SelectionSlider(options=[.125, .5, 1.25, 5, 25, 50, 200], value=1.25))
+
+
+@styled
+def memory_explorer():
+    """Bars of what each rank keeps for a model that Adam trains in mixed precision, in ZeRO's stages 0 to 3.
+
+    `.state`: billions (of parameters), ranks, gigabytes (of the four stages, a list), fits (the first stage that fits into 80
+    GB, or None).
+    """
+    fig = Figure(figsize=(9.5, 3.9))
+    ax = fig.subplots()
+    colors = {"optimizer": "blue", "gradients": "orange", "weights": "green"}
+    bars = {name: ax.plot([], [], lw=28, ls="-", marker="", solid_capstyle="butt", color=COLORS[color], label=label)[0]
+            for (name, color), label in zip(colors.items(), ("master and Adam's averages", "gradients", "weights"))}
+    texts = [ax.text(0, stage, "", va="center", fontsize=11, bbox=LABEL_BOX) for stage in range(4)]
+    ax.plot([80, 80], [-.45, 3.6], color=GHOST, ls="--", lw=1.5, marker="")
+    ax.set_yticks(range(4), ["0: all on each rank", "1: optimizer split", "2: gradients, too", "3: weights, too"])
+    ax.set(ylim=(3.6, -1.1), xlabel="on each rank (GB); dashed: a GPU of 80 GB")
+    ax.grid(axis="y", visible=False)
+    handles = [ax.plot([], [], lw=8, ls="-", marker="", color=bars[name].get_color(), label=bars[name].get_label())[0] for name in bars]
+    ax.legend(handles=handles, loc="upper right", fontsize=9, ncols=3)
+    live = LiveFigure(fig, [*bars.values(), *texts], alt="Four bars, the gigabytes on each rank in ZeRO's stages 0 to 3, made of weights, "
+                                                         "gradients, and the optimizer's; a dashed line at 80 GB.")
+
+    def run(billions, ranks):
+        pieces = [zero_bytes(billions, ranks, stage) for stage in range(4)]
+        totals = [sum(piece.values()) for piece in pieces]
+        live.invalidate()
+        ax.set_xlim(0, max(100, totals[0] * 1.18))
+        begin = [0.] * 4
+        for name, line in bars.items():
+            ends = [a + piece[name] for a, piece in zip(begin, pieces)]
+            parts = [spans([(a, b)], stage) for stage, (a, b) in enumerate(zip(begin, ends))]
+            line.set_data(*(np.concatenate(side) for side in zip(*parts)))
+            begin = ends
+        for text, total in zip(texts, totals):
+            text.set_x(total + ax.get_xlim()[1] * .012)
+            text.set_text(f"{total:,.4g} GB" if total < 1000 else f"{total:,.0f} GB")
+        fits = next((stage for stage, total in enumerate(totals) if total <= 80), None)
+        return {"billions": billions, "ranks": ranks, "gigabytes": totals, "fits": fits}
+
+    def words(s):
+        which = "No stage fits" if s["fits"] is None else f"Stage {s['fits']} is the first that fits"
+        return (f"{s['billions']:g} billion parameters on {counted(s['ranks'], 'rank')}: {s['gigabytes'][0]:,.4g} GB each without "
+                f"splitting, {s['gigabytes'][3]:,.3g} GB in stage 3. {which} into 80 GB.")
+
+    return explore(run, live, words=words,
+                   caption="Live figure. Bytes of weights, gradients, masters and averages; what waits for backward comes on top.",
+                   billions=widgets.SelectionSlider(options=[.1, .5, 1, 3, 7, 13, 30, 70, 180, 400], value=7),
+                   ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in [1, *RANKS]], value=8))
