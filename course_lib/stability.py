@@ -86,7 +86,7 @@ def clip_by_history(params, past, k=2., window=100):
     """Clips by norm at mean + k · standard deviation of the last norms; returns the norm before.
 
     params: as in `clip_by_value`; past: a list, at first empty, to which the norm after clipping is
-    added (one that is not finite never is); the first two steps are not clipped.
+    added (unless the norm before is not finite); the first two steps are not clipped.
     window: how many norms it holds at most.
     """
     grads = grads_of(params)
@@ -96,7 +96,7 @@ def clip_by_history(params, past, k=2., window=100):
         limit = known.mean() + k * known.std()
         scale_down(grads, limit / (norm + 1e-6))
         limited = norm.minimum(limit)
-    if limited.isfinite(): past.append(limited)
+    if norm.isfinite(): past.append(limited)
     del past[:-window]
     return norm
 
