@@ -28,6 +28,7 @@ CELLS = [(SET_UP, {}, True), ("#| default_exp {name}", {}, True),
          ("## A section $w_1 = \\tfrac{{1}}{{2}}$, and `$HOME`", None, None),
          ("import json\nx = json.loads('3')", {}, False), ("import json, math", {}, True),
          ("#| export\nimport re\ndef idea(): return 2", {"tags": ["plot", "hide-input"]}, False),
+         ("#| export\ndef last_one(): return 3", {"tags": ["last-version"]}, True),
          ("%time 3", {"tags": ["hide-input"], "jupyter": {"source_hidden": True, "outputs_hidden": True}}, False),
          ("x  # a plot", {"tags": ["plot", "mine"], "collapsed": True}, True),
          ("import numbers", {"tags": ["solution"]}, False),
@@ -150,7 +151,7 @@ def test_pages_need_neither_network_nor_kernel(course):
     soup = BeautifulSoup(html, "html.parser")
     assert soup.find("img", alt='a "dot"')["src"].startswith("data:image/png") and "widget-view" not in html
     folded = soup.find_all("details")
-    assert len(folded) == 6 and not any("def shown" in cell.text for cell in folded) and "def shown" in soup.text
+    assert len(folded) == 7 and not any("def shown" in cell.text for cell in folded) and "def shown" in soup.text
 
 
 def test_failures_stand_at_the_end_by_chapter_and_cell(course):

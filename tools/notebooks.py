@@ -25,6 +25,7 @@ from nbdev.doclinks import nbdev_export
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDED_TAGS = {"plot"}                              # an author's word that a cell's code may be folded
+LAST_VERSION = "last-version"                       # exported code whose small version stands open above it
 STAYS_OPEN = {"exercise", "solution", "check"}      # what readers work in
 # A paragraph that is nothing but links to chapters: what `clean` writes, and so may replace.
 NAVIGATION = re.compile(r"(?m)^(?:← )?\[[^\]]+\]\(\w+\.ipynb\)(?: · \[[^\]]+\]\(\w+\.ipynb\))*(?: →)?$\n*")
@@ -100,13 +101,13 @@ def is_exported(source): return re.match(r"#\| *export", source) is not None
 
 
 def fold(nb):
-    "Fold preparations and cells tagged `plot`, in JupyterLab (`source_hidden`) and in pages (`hide-input`); no other."
+    "Fold preparations and cells tagged `plot` or `last-version`: JupyterLab (`source_hidden`) and pages (`hide-input`) do it."
     in_head = True
     for cell in nb.cells:
         if cell.cell_type == "markdown": in_head = in_head and not re.search(r"(?m)^## ", cell.source)
         if cell.cell_type != "code": continue
         tags = set(cell.metadata.get("tags", []))
-        folded = not tags & STAYS_OPEN and (is_preparation(cell.source, in_head)
+        folded = not tags & STAYS_OPEN and (is_preparation(cell.source, in_head) or LAST_VERSION in tags
                                             or bool(tags & FOLDED_TAGS) and not is_exported(cell.source))
         kept = [tag for tag in cell.metadata.pop("tags", []) if tag != "hide-input"]
         cell.metadata.pop("jupyter", None)
