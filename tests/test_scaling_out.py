@@ -238,13 +238,13 @@ def test_shards_are_each_row_once(n, size):
 
 
 def test_a_loader_of_torch_needs_one_order_on_all_ranks():
-    data = torch.utils.data.TensorDataset(torch.arange(8.))
+    data = torch.utils.data.TensorDataset(torch.arange(8.), torch.arange(8))
     made = lambda **options: torch.utils.data.DataLoader(data, 4, **options)
     with pytest.raises(ValueError, match="generator"): ShardedLoader(made(shuffle=True), 0, 2)
     ShardedLoader(made(shuffle=True), 0, 1)
     ShardedLoader(made(), 0, 2)
     shards = [ShardedLoader(made(shuffle=True, generator=torch.Generator().manual_seed(0)), rank, 2) for rank in (0, 1)]
-    assert sorted(row for shard in shards for rows, in shard for row in rows.tolist()) == [*range(8)]
+    assert sorted(row for shard in shards for rows, _ in shard for row in rows.tolist()) == [*range(8)]
 
 
 def test_a_nested_batch_is_cut_too():
