@@ -23,8 +23,8 @@ from .support.arguments import (
 from .support.checks import positive_int, whole_from_0, whole_number
 from .support.scaling_out import (
     CheckedShards, MeetNowAndThen, OverRanks, PowerBooks, a_learner, a_script, above_0_s, alone,
-    as_path, floats_of, join, joined, load_checkpoint, n_ranks, rows_of, run_torchrun, save_checkpoint,
-    split_among_ranks, stage_of_zero, sum_in_place, torchrun_place, with_gradients)
+    as_path, floats_of, gather_losses, join, joined, load_checkpoint, n_ranks, rows_of, run_torchrun,
+    save_checkpoint, split_among_ranks, stage_of_zero, torchrun_place, with_gradients)
 from .sweeps import Sweep
 
 # %% ../nbs/17_scaling_out.ipynb #a170dist
@@ -47,13 +47,8 @@ def distributed(timeout=60.):
 # %% ../nbs/17_scaling_out.ipynb #a170launch
 @checked(script=a_script, n=positive_int, timeout=above_0_s, max_restarts=whole_from_0)
 def launch(script, n, *args, timeout=120., max_restarts=0):
-    """Runs a Python script on n ranks of this machine by torchrun, waits, and gives back what they
-    printed, each line with its rank.
-
-    args: for the script; timeout: in seconds, then everything is ended; max_restarts: how often
-    torchrun may begin anew after a failure. `RankError`, a `RuntimeError`, holds the errors of
-    the ranks that failed. No process and no file stays behind.
-    """
+    """Runs a script on n ranks by torchrun; gives what they printed, each line with its rank.
+    timeout: in seconds; max_restarts: after failures. `RankError` holds the ranks' errors."""
     return run_torchrun(script, n, args, timeout, max_restarts)
 
 # %% ../nbs/17_scaling_out.ipynb #a170shard
@@ -117,8 +112,8 @@ def bucket_messages(ready, sizes, bucket_bytes, seconds):
 def power_step(matrices, qs, mean):
     """Two thin factors of the mean over ranks of each matrix (PowerSGD: Vogels et al., 2019).
 
-    matrices: `[n, m]` each, this rank's; qs: `[m, r]` each, the same on all ranks; mean(list):
-    replaces tensors by their mean over ranks. Gives lists ps `[n, r]` and qs: p @ q.T is it.
+    matrices: `[h, w]` each, this rank's; qs: `[w, r]` each, the same on all ranks; mean(list):
+    replaces tensors by their mean over ranks. Gives lists ps `[h, r]` and qs: p @ q.T is it.
     """
     ps = [matrix @ q for matrix, q in zip(matrices, qs)]
     mean(ps)                                            # the first message
@@ -194,29 +189,23 @@ def zero_bytes(n_params, n, stage):
          max_bytes=above_0, init=a_function)
 def sharded_sweep(model, loss_func, opt_func, dl, n_steps, grid, seed=0, max_bytes=None, init=None):
     """`sweep` over ranks: each trains its part of the grid, and all get the losses of the whole.
-
-    Arguments, result and errors as in `sweep`; a point whose `params` are asked for on a rank
-    that has not trained it is trained again there.
-    """
+    Arguments, result and errors as in `sweep`; `params` of others' points are trained again."""
     result = Sweep(model, loss_func, opt_func, dl, n_steps, grid, seed, max_bytes, init)
     for chunks in split_among_ranks(result):            # this rank's part of the list of points
         for _ in result.train(chunks, n_steps): pass
-    result._loss[(result._done == 0).to(result.device)] = 0.      # the others' points
-    sum_in_place([result._loss])
-    result._done[:] = n_steps
+    gather_losses(result, n_steps)                      # those of the others' points
     return result
 
 # %% ../nbs/17_scaling_out.ipynb #a170save
 @checked(learn=a_learner, folder=as_path)
 def save_sharded(learn, folder):
-    """Every rank writes its part of model, optimizer and books to a folder that all of them see, by
-    `torch.distributed.checkpoint`. The folder is whole or as it was before: a full disk is an
-    error on every rank (`RankError`), and the last checkpoint stays. All ranks must call it."""
+    """All ranks call it, and each writes its part to a folder that all of them see. The folder is
+    whole or as it was before; `RankError` on every rank where one cannot write."""
     save_checkpoint(learn, folder)
 
 
 @checked(learn=a_learner, folder=as_path)
 def load_sharded(learn, folder):
-    """Goes on from what `save_sharded` wrote, on any number of ranks. `ValueError` where the folder
-    holds no whole checkpoint, or one of another model. All ranks must call it."""
+    """All ranks call it: go on from what `save_sharded` wrote, on any number of ranks.
+    `ValueError` where the folder holds no whole checkpoint, or one of another model."""
     load_checkpoint(learn, folder)

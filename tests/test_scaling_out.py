@@ -237,6 +237,16 @@ def test_shards_are_each_row_once(n, size):
     assert [y.tolist() for _, y in shard] == first
 
 
+def test_a_loader_of_torch_needs_one_order_on_all_ranks():
+    data = torch.utils.data.TensorDataset(torch.arange(8.), torch.arange(8))
+    made = lambda **options: torch.utils.data.DataLoader(data, 4, **options)
+    with pytest.raises(ValueError, match="generator"): ShardedLoader(made(shuffle=True), 0, 2)
+    ShardedLoader(made(shuffle=True), 0, 1)
+    ShardedLoader(made(), 0, 2)
+    shards = [ShardedLoader(made(shuffle=True, generator=torch.Generator().manual_seed(0)), rank, 2) for rank in (0, 1)]
+    assert sorted(row for shard in shards for rows, _ in shard for row in rows.tolist()) == [*range(8)]
+
+
 def test_a_nested_batch_is_cut_too():
     batches = [({"a": torch.arange(5), "b": [torch.arange(10).view(5, 2)]}, (torch.arange(5), torch.ones(5)))]
     (x, y), = ShardedLoader(batches, 1, 2)

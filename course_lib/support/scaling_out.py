@@ -29,6 +29,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
 
 from .arguments import a_path, checked, refuse
 from .checks import check_hyper, positive_int, shorten, whole_from_0
@@ -287,6 +288,12 @@ def rows_of(x, rank, size):
     return map_tensors(lambda tensor: tensor.tensor_split(size)[rank], x)
 
 
+def draws_its_own_order(loader):
+    "Is it a torch DataLoader that shuffles without a generator?"
+    sampler = getattr(loader, "sampler", None) if isinstance(loader, DataLoader) else None
+    return isinstance(sampler, RandomSampler) and sampler.generator is None and loader.generator is None
+
+
 class CheckedShards:
     "What `ShardedLoader` inherits: checks, the length, the loader's own attributes."
     def __init__(self, loader, rank, size):
@@ -295,6 +302,10 @@ class CheckedShards:
         self.loader, self.rank, self.size = loader, whole_from_0("rank", rank), positive_int("size", size)
         if not len(loader): raise ValueError(f"loader gives no batch: its length is 0. Got {shorten(loader)}.")
         if self.rank >= self.size: refuse("rank", f"from 0 to size − 1, which is {self.size - 1}", rank)
+        if self.size > 1 and draws_its_own_order(loader):
+            raise ValueError("loader: this DataLoader takes its order from the random numbers of its own process, so each rank would "
+                             "cut other batches, and rows would be seen twice or never. Give it the same generator on all ranks: "
+                             "DataLoader(…, shuffle=True, generator=torch.Generator().manual_seed(0)).")
 
     def __len__(self): return len(self.loader)
 
@@ -727,6 +738,13 @@ def split_among_ranks(sweep):
     mine = [chunks for chunks in sweep.slices[rank::n] if chunks]
     sweep.slices = [chunks for chunks in sweep.slices if chunks]
     return mine
+
+
+def gather_losses(sweep, n_steps):
+    "After each rank has trained its points of a sweep: all get the losses of all points."
+    sweep._loss[(sweep._done == 0).to(sweep.device)] = 0.
+    sum_in_place([sweep._loss])
+    sweep._done[:] = n_steps
 
 
 # Sharded checkpoints
