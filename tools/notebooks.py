@@ -101,7 +101,7 @@ def is_exported(source): return re.match(r"#\| *export", source) is not None
 
 
 def fold(nb):
-    "Fold preparations, and cells tagged `plot` or `last-version`: JupyterLab by `source_hidden`, pages by `hide-input`."
+    "Fold preparations and cells tagged `plot` or `last-version`: `source_hidden` in JupyterLab, `hide-input` in pages."
     in_head = True
     for cell in nb.cells:
         if cell.cell_type == "markdown": in_head = in_head and not re.search(r"(?m)^## ", cell.source)
