@@ -41,7 +41,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     bars = {"forward": bar("blue"), "backward": bar("green"), "messages": bar("orange"), "more": bar("amber")}
     end, = top.plot([], [], ls="--", lw=1.5, color=GHOST, marker="")
     note = top.text(.98, .97, "", transform=top.transAxes, ha="right", va="top", fontsize=11, bbox=LABEL_BOX)
-    names = [top.text(0, 1.42, "forward, backward (measured)", fontsize=11), top.text(0, .42, "messages (simulated)", fontsize=11)]
+    names = [top.text(0, 1.42, "forward (blue), backward (green): measured", fontsize=11), top.text(0, .42, "messages (orange and amber in turn): simulated", fontsize=11)]
     top.set(ylim=(-.6, 2.3), xlabel="time since the step began (ms)", yticks=[])
     top.grid(axis="y", visible=False)
     overlapped, = right.plot([], [], color=COLORS["orange"], marker="o", ms=4, label="these buckets")
@@ -81,7 +81,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
     return explore(run, live, words=words,
                    caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 8 ranks, "
-                           "buckets of 2 MB and a network of 10 gigabits per second.",
+                           "buckets of 2 MB, a network of 10 gigabits per second (1.25 GB/s) and a latency of 50 µs.",
                    ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=8),
                    bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=2),
                    latency_us=widgets.SelectionSlider(options=[1, 5, 20, 50, 200, 1000], value=50),
@@ -133,6 +133,7 @@ def memory_explorer():
                 f"splitting, {s['gigabytes'][3]:,.3g} GB in stage 3. {which} into 80 GB.")
 
     return explore(run, live, words=words,
-                   caption="Live figure. Bytes of weights, gradients, masters and averages; what waits for backward comes on top.",
+                   caption="Live figure. Bytes of weights, gradients, masters and averages; what waits for backward comes on top. It starts "
+                           "with 7 billion parameters on 8 ranks.",
                    billions=widgets.SelectionSlider(options=[.1, .5, 1, 3, 7, 13, 30, 70, 180, 400], value=7),
                    ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in [1, *RANKS]], value=8))
