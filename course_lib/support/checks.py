@@ -85,7 +85,7 @@ def as_list(name, values):
 
 def counted(n, noun):
     "`1 step`, `20 steps`: a number and what it counts."
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith(('s', 'x', 'tch', 'sh')) else 's'}"
 
 
 def check_function(name, function, example):
