@@ -59,8 +59,8 @@ def loss_scale_strip(grads, powers=(0, 16, 44)):
         found = shares_in_float16(grads, 2. ** power)
         ax.text(-49, 1.4 * shares.max(), f"scale $2^{{{power}}}$, lost: {found['lost'] + found['infinite']:.0%}", va="top",
                 fontsize=11, bbox=LABEL_BOX)
-    for at, name in ((-19.5, "fewer\ndigits"), (1, "all 11 bits"), (26, "becomes infinite"), (-32, "becomes 0")):
-        axes[0].text(at, 1.4 * shares.max(), name, ha="center", va="top", fontsize=11)
+    for at, name in ((-37, "becomes 0"), (-19.5, "fewer digits"), (1, "all 11 bits"), (26, "becomes infinite")):
+        axes[0].text(at, 1.57 * shares.max(), name, ha="center", va="bottom", fontsize=11)
     axes[-1].set(xlabel="power of 2 of the gradient, times the scale", xticks=[-48, -36, -25, -14, 0, 16, 28])
     axes[len(powers) // 2].set_ylabel("share of the gradients (%)")
     return fig
@@ -87,7 +87,7 @@ def loss_scale_explorer(grads):
     note = ax.text(35, top * .8, "", ha="right", va="top", fontsize=11, bbox=LABEL_BOX)
     live = LiveFigure(fig, [*bars.values(), note], alt="Histogram of the exponents of all activations' gradients. It moves to the right with the "
                       "loss scale. Left of 2 to the −25 gradients become 0 in float16, right of 2 to the 16 they become infinite; "
-                      "both ends are red.")
+                      "both ends are shaded.")
 
     def run(power):
         at = places + power
@@ -105,6 +105,6 @@ def loss_scale_explorer(grads):
                 f"keep all, {s['infinite']:.1%} become infinite.")
 
     return explore(run, live, words=words,
-                   caption="Live figure. The gradients of the activations of the trained network, for a loss that was divided by "
+                   caption="Live figure. The gradients of all layers' outputs, for a trained network and a loss that was divided by "
                            "2¹⁸. Which scales lose next to nothing? And what is wrong with the largest ones?",
                    power=widgets.IntSlider(0, min=-8, max=44, step=1))
