@@ -22,7 +22,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from course_lib import TensorLoader, digits, mnist
 from course_lib.sgd import first_batches, seeded
@@ -177,7 +176,8 @@ class Lab:
     def slower(self, so_far):
         "Without clipping, at the rate whose steps are as long on average as those of clipping by norm."
         found = {}
-        for name, make, part in (("rows", RowReader, so_far["rows"]), ("deep", eight_layers, so_far["clipping"]["ordinary"])):
+        parts = {"rows": (RowReader, so_far["rows"]), "deep": (eight_layers, so_far["clipping"]["ordinary"])}
+        for name, (make, part) in parts.items():
             limit, lr, norms = part["norm"]["limit"], part["norm"]["lr"], []
             self.clipped(TRY_SEEDS, "norm", limit, lr, False, "valid", make, norms)
             slower = lr * sum(min(norm, limit) for norm in norms) / sum(norms)
