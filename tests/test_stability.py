@@ -949,8 +949,8 @@ def test_what_the_chapter_says_of_its_runs(data):
     for way in ("value", "norm", "adaptive", "history"):
         assert paired(at("wild", way), at("wild", "none")).low > .1            # with accidents all of them help
 
-    assert paired(at("rows", "adaptive"), at("rows", "none")).low > 0      # where one unit may run away, it helps at the best rate
-    for part, name in (("rows", "rows"), ("ordinary", "deep")):            # and is clipping by norm more than a smaller rate?
+    assert paired(at("rows", "adaptive"), at("rows", "none")).low > 0      # by unit helps even at the best rate
+    for part, name in (("rows", "rows"), ("ordinary", "deep")):            # is by norm more than a smaller rate?
         gain = paired(at(part, "norm"), np.array(found["slower"][name]["runs"]))
         assert gain.low > 0 if name == "rows" else gain.low < 0
 
