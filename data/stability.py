@@ -1,35 +1,44 @@
 """What do clipping and masters buy? Writes data/results/stability.json.
 
-    python data/stability.py [mnist] [digits]     some minutes for each on one core; MNIST must be on disk
+    python data/stability.py [mnist] [digits] [clipping] [rows] [precision] [slower]
 
-Clipping: `eight_layers` is trained by plain SGD for 100 batches of 64 images of 14 × 14 pixels, without clipping and
+Some minutes for each on one core; MNIST must be on disk. What is not named stays as it was measured before.
+
+Clipping: `eight_layers` is trained by plain SGD for 100 batches of 64 images, without clipping and
 with four ways of clipping, on the images as they are ("ordinary") and with one wild image in a tenth of the batches
 ("wild"). Each way takes the limit and the rate of highest validation accuracy, the mean over seeds 100 to 102, which
 are used for nothing else, with worse ones on both sides. It is judged on test images over seeds 0 to 9, at all rates.
 
-Precision: the same network in float32, with weights in 16 bits, and with float32 masters, over seeds 0 to 9.
+Rows: the same for `RowReader`, which reads images row by row, for 200 batches.
+
+Precision: `eight_layers` in float32, with weights in 16 bits, and with float32 masters, over seeds 0 to 9.
+
+Slower: is clipping by norm more than a smaller rate? Both networks without clipping, at the rate lr · (mean norm after
+clipping) / (mean norm before it), where lr and the norms are those of clipping by norm, over seeds 100 to 102.
 """
 import sys
 import time
 from functools import partial
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from course_lib import TensorLoader, digits, mnist
 from course_lib.sgd import first_batches, seeded
 from course_lib.stability import (
-    LossScaler, clip_adaptive, clip_by_history, clip_by_norm, clip_by_value, eight_layers, run_in, with_wild_images)
+    LossScaler, RowReader, clip_adaptive, clip_by_history, clip_by_norm, clip_by_value, eight_layers, run_in)
+from course_lib.support.gradients import norm_of
 from course_lib.support.results import parts_so_far, save_results
+from course_lib.support.stability import with_wild_images
 
-TRY_SEEDS, SEEDS, BATCH, STEPS = range(100, 103), range(10), 64, 100
+TRY_SEEDS, SEEDS, BATCH = range(100, 103), range(10), 64
+STEPS = {eight_layers: 100, RowReader: 200}
 RATES = [.01, .03, .1, .3, 1., 3.]
 LADDER = [float(f"{digit}e{power}") for power in range(-4, 2) for digit in (1, 3)]  # of rates and limits
 LIMITS = {"none": [None], "value": [.01, .03, .1], "norm": [1., 3., 10.], "adaptive": [.03, .1, .3],
           "history": [0., 1., 2.]}
 SHRINK = 2 ** 18
+PARTS = "clipping", "rows", "precision", "slower"
 
 
 def neighbour(x, places): return LADDER[LADDER.index(x) + places]
@@ -46,40 +55,55 @@ def clip_with(way, limit):
 
 
 class Stacked:
-    """Networks of `eight_layers` side by side, layer by layer in one tensor, which trains all seeds at once.
+    """Networks of one kind side by side, each parameter of all of them in one tensor, which trains all seeds at once.
 
     `.views`: for each network its parameters, whose memory, and that of their gradients, is the stack's.
     """
-    def __init__(self, seeds):
-        nets = [seeded(seed, eight_layers) for seed in seeds]
-        of_layers = zip(*([layer for layer in net if isinstance(layer, nn.Linear)] for net in nets))
-        self.layers = [(torch.stack([layer.weight.detach() for layer in layers]),
-                        torch.stack([layer.bias.detach()[None] for layer in layers])) for layers in of_layers]
-        for tensor in chain(*self.layers): tensor.requires_grad_().grad = torch.zeros_like(tensor)
-        self.views = [[view(tensor, i) for tensor in chain(*self.layers)] for i in range(len(nets))]
+    def __init__(self, make, seeds):
+        nets = [seeded(seed, make) for seed in seeds]
+        self.forward = {eight_layers: deep, RowReader: by_rows}[make]
+        self.tensors = [torch.stack([p.detach() for p in params]).requires_grad_() for params in
+                        zip(*(net.parameters() for net in nets))]
+        for tensor in self.tensors: tensor.grad = torch.zeros_like(tensor)
+        self.views = [[view(tensor, i) for tensor in self.tensors] for i in range(len(nets))]
 
     def __call__(self, x):
-        "Images `[nets, B, 196]` -> `[nets, B, 10]`."
-        for i, (weight, bias) in enumerate(self.layers):
-            x = torch.baddbmm(bias, x.relu() if i else x, weight.transpose(1, 2))
-        return x
+        "Images `[nets, B, 1, 28, 28]` -> `[nets, B, 10]`."
+        return self.forward(x, *self.tensors)
+
+
+def linear(x, weight, bias): return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+
+def deep(x, *params):
+    x = F.avg_pool2d(x.flatten(2, 3), 2).flatten(2)
+    for i, (weight, bias) in enumerate(zip(params[::2], params[1::2])): x = linear(x.relu() if i else x, weight, bias)
+    return x
+
+
+def by_rows(x, w_in, w_state, b_in, b_state, w_out, b_out):
+    n_nets, n, _, n_rows, _ = x.shape
+    rows = linear(x.flatten(1, 3), w_in, b_in + b_state).unflatten(1, (n, n_rows))
+    state = x.new_zeros(n_nets, n, w_state.shape[1])
+    for i in range(n_rows): state = torch.baddbmm(rows[:, :, i], state, w_state.transpose(1, 2)).tanh()
+    return linear(state, w_out, b_out)
 
 
 def view(tensor, i):
-    at = (i, 0) if tensor.shape[1] == 1 else i
-    part = tensor.detach()[at]
-    part.grad = tensor.grad[at]
+    part = tensor.detach()[i]
+    part.grad = tensor.grad[i]
     return part
 
 
 class Lab:
     def __init__(self, dls):
-        self.name, self.parts = dls.name, {part: (F.avg_pool2d(loader.x, 2), loader.y) for part, loader in
-                                           (("train", dls.train), ("valid", dls.valid), ("test", dls.test))}
+        parts = {"train": dls.train, "valid": dls.valid, "test": dls.test}
+        self.name = dls.name
+        self.parts = {part: (loader.x, loader.y) for part, loader in parts.items()}
 
-    def batches(self, seed, wild=False):
+    def batches(self, seed, wild=False, make=eight_layers):
         loader = TensorLoader(*self.parts["train"], BATCH, shuffle=True, drop_last=True, seed=seed + 1000)
-        batches = first_batches(loader, STEPS)
+        batches = first_batches(loader, STEPS[make])
         return with_wild_images(batches, seed) if wild else batches
 
     @torch.no_grad()
@@ -87,29 +111,30 @@ class Lab:
         x, y = self.parts[part]
         return round((model(x[:5000]).argmax(1) == y[:5000]).float().mean().item(), 5)
 
-    def clipped(self, seeds, way, limit, lr, wild, part):
-        "Accuracies `[seeds]` after a training with clipping at this rate."
-        nets, clips = Stacked(seeds), [clip_with(way, limit) for _ in seeds]
-        for batches in zip(*(self.batches(seed, wild) for seed in seeds)):
+    def clipped(self, seeds, way, limit, lr, wild, part, make=eight_layers, norms=None):
+        "Accuracies `[seeds]` after a training with clipping at this rate; norms: a list for those before clipping."
+        nets, clips = Stacked(make, seeds), [clip_with(way, limit) for _ in seeds]
+        for batches in zip(*(self.batches(seed, wild, make) for seed in seeds)):
             x, y = (torch.stack(parts) for parts in zip(*batches))
-            for tensor in chain(*nets.layers): tensor.grad.zero_()
-            pred = nets(x.flatten(2))
+            for tensor in nets.tensors: tensor.grad.zero_()
+            pred = nets(x)
             (F.cross_entropy(pred.flatten(0, 1), y.flatten(), reduction="sum") / BATCH).backward()
             for clip, params in zip(clips, nets.views):
+                if norms is not None: norms.append(norm_of([p.grad for p in params]).item())
                 if clip: clip(params)
             with torch.no_grad():
-                for tensor in chain(*nets.layers): tensor -= lr * tensor.grad
+                for tensor in nets.tensors: tensor -= lr * tensor.grad
         x, y = (values[:5000] for values in self.parts[part])
-        with torch.no_grad(): found = nets(x.flatten(1).expand(len(seeds), -1, -1)).argmax(2) == y
+        with torch.no_grad(): found = nets(x.expand(len(seeds), *x.shape)).argmax(2) == y
         return [round(share, 5) for share in found.float().mean(1).tolist()]
 
-    def choose(self, way, wild):
+    def choose(self, way, wild, make=eight_layers):
         "The best limit and rate on validation images, with worse ones on both sides -> limit, lr, all that was tried."
         tried = {}
 
         def score(limit, lr):
             if (limit, lr) not in tried:
-                runs = self.clipped(TRY_SEEDS, way, limit, lr, wild, "valid")
+                runs = self.clipped(TRY_SEEDS, way, limit, lr, wild, "valid", make)
                 tried[limit, lr] = sum(runs) / len(runs)
             return tried[limit, lr]
 
@@ -133,17 +158,32 @@ class Lab:
                  sorted(tried, key=lambda pair: (pair[0] or 0, pair[1]))]
         return best, rate[best], tried
 
-    def clipping(self):
+    def ways(self, wild, make=eight_layers):
         found = {}
-        for wild in (False, True):
-            part = found["wild" if wild else "ordinary"] = {}
-            for way in LIMITS:
-                limit, lr, tried = self.choose(way, wild)
-                rates = sorted({*RATES, lr})
-                runs = [self.clipped(SEEDS, way, limit, rate, wild, "test") for rate in rates]
-                part[way] = {"limit": limit, "lr": lr, "rates": rates, "runs": runs, "tried": tried}
-                at_best = runs[rates.index(lr)]
-                print(self.name, wild, way, limit, lr, round(sum(at_best) / len(at_best), 4), tried, flush=True)
+        for way in LIMITS:
+            limit, lr, tried = self.choose(way, wild, make)
+            rates = sorted({*(RATES[1:] if make is RowReader else RATES), lr})
+            runs = [self.clipped(SEEDS, way, limit, rate, wild, "test", make) for rate in rates]
+            found[way] = {"limit": limit, "lr": lr, "rates": rates, "runs": runs, "tried": tried}
+            at_best = runs[rates.index(lr)]
+            print(self.name, wild, way, limit, lr, round(sum(at_best) / len(at_best), 4), tried, flush=True)
+        return found
+
+    def clipping(self, so_far): return {"ordinary": self.ways(False), "wild": self.ways(True)}
+
+    def rows(self, so_far): return self.ways(False, RowReader)
+
+    def slower(self, so_far):
+        "Without clipping, at the rate whose steps are as long on average as those of clipping by norm."
+        found = {}
+        parts = {"rows": (RowReader, so_far["rows"]), "deep": (eight_layers, so_far["clipping"]["ordinary"])}
+        for name, (make, part) in parts.items():
+            limit, lr, norms = part["norm"]["limit"], part["norm"]["lr"], []
+            self.clipped(TRY_SEEDS, "norm", limit, lr, False, "valid", make, norms)
+            slower = lr * sum(min(norm, limit) for norm in norms) / sum(norms)
+            runs = self.clipped(SEEDS, "none", None, slower, False, "test", make)
+            found[name] = {"lr": slower, "runs": runs}
+            print(self.name, name, found[name], flush=True)
         return found
 
     def in_16_bits(self, how, seed, lr):
@@ -168,7 +208,7 @@ class Lab:
             else: opt.step()
         return self.right(model.float(), "test")
 
-    def precision(self):
+    def precision(self, so_far):
         found = {}
         hows = {"float32": (.01, .1), "bfloat16 weights": (.01, .1),
                 "bfloat16 masters": (.01,), "float16 masters": (.01,),
@@ -183,12 +223,16 @@ def main():
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # some nets' gradients become tiny, which would take ten times as long
     start, data = time.perf_counter(), {"mnist": mnist, "digits": digits}
-    for name in sys.argv[1:] or data:
+    asked = [part for part in PARTS if part in sys.argv[1:]] or PARTS
+    for name in [name for name in data if name in sys.argv[1:]] or data:
         sizes = {"n_train": 12_000, "n_valid": 2_000} if name == "mnist" else {}
         lab = Lab(data[name](batch_size=BATCH, device="cpu", **sizes))
-        found = {"clipping": lab.clipping(), "precision": lab.precision()}
-        save_results("stability", {**parts_so_far("stability"), name: found}, start, f"seeds {SEEDS[0]} to {SEEDS[-1]}",
-                     indent=None)
+        for part in asked:
+            so_far = parts_so_far("stability")
+            so_far[name] = of_data = dict(so_far.get(name, {}))
+            of_data[part] = getattr(lab, part)(of_data)
+            how = f"seeds {SEEDS[0]} to {SEEDS[-1]}; last measured: {', '.join(asked)}"
+            save_results("stability", so_far, start, how, indent=None)
 
 
 if __name__ == "__main__": main()

@@ -15,7 +15,7 @@ from course_lib import (
     SGD, Adam, BatchNorm1d, Callback, CancelStepException, DataLoaders, Dropout, GradientAccumulation,
     GradientClip, Learner, LossScaler, LRScheduler, MixedPrecision, Recorder, TensorLoader, checkpointed, clip_adaptive,
     clip_by_history, clip_by_norm, clip_by_value, offload_saved, saved_bytes)
-from course_lib.figures.stability import loss_scale_explorer, shares_in_float16
+from course_lib.figures.stability import loss_scale_explorer, loss_scale_strip, shares_in_float16
 from course_lib.stability import run_in
 from course_lib.support.gradients import all_finite
 from course_lib.support.paired import paired
@@ -914,6 +914,12 @@ def test_the_live_figure():
     for state in states: assert sum(state[name] for name in ("lost", "vague", "good", "infinite")) == pytest.approx(1)
     explorer.reset()
     drive(explorer, also=[2])
+    axes = loss_scale_strip(grads, (-8, 8, 44)).axes
+    assert len(axes) == 3
+    for ax, power in zip(axes, (-8, 8, 44)):
+        heights = [bar.get_height() for bar in ax.patches if abs(bar.get_width() - .8) < 1e-9]
+        assert sum(heights) == pytest.approx(100, rel=1e-4)
+        assert any(f"{{{power}}}" in text.get_text() for text in ax.texts)
 
 
 # What was measured
@@ -922,7 +928,7 @@ def test_the_live_figure():
 def test_what_the_chapter_says_of_its_runs(data):
     found = results("stability").get(data)
     if found is None: pytest.skip(f"data/stability.py has not run on {data} yet")
-    clipping = found["clipping"]
+    clipping = {**found["clipping"], "rows": found["rows"]}
     for part in clipping.values():
         for way, entry in part.items():
             assert all(len(runs) == 10 for runs in entry["runs"]) and len(entry["runs"]) == len(entry["rates"])
@@ -943,7 +949,13 @@ def test_what_the_chapter_says_of_its_runs(data):
     for way in ("value", "norm", "adaptive", "history"):
         assert paired(at("wild", way), at("wild", "none")).low > .1            # with accidents all of them help
 
-    def at_1(way): return np.array((entry := clipping["ordinary"][way])["runs"][entry["rates"].index(1.)])
+    assert paired(at("rows", "adaptive"), at("rows", "none")).low > 0      # by unit helps even at the best rate
+    for part, name in (("rows", "rows"), ("ordinary", "deep")):            # is by norm more than a smaller rate?
+        gain = paired(at(part, "norm"), np.array(found["slower"][name]["runs"]))
+        assert gain.low > 0 if name == "rows" else gain.low < 0
+
+    def at_1(way, part="ordinary"): return np.array((entry := clipping[part][way])["runs"][entry["rates"].index(1.)])
+    assert paired(at_1("norm", "rows"), at_1("none", "rows")).low > .3
     if data == "mnist":                                    # on the digits, the best limit of the norm clips nothing
         for way in ("value", "norm"): assert paired(at_1(way), at_1("none")).low > .3
     runs = found["precision"]

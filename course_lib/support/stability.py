@@ -144,6 +144,14 @@ def in_dtype(x, dtype):
     return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, x)
 
 
+def with_wild_images(batches, seed, share=.1, factor=100.):
+    "In this share of the batches, one image comes with its values multiplied by the factor, as from a broken sensor."
+    generator = torch.Generator().manual_seed(seed)
+    for xb, yb in batches:
+        if torch.rand(1, generator=generator).item() < share: xb = torch.cat([factor * xb[:1], xb[1:]])
+        yield xb, yb
+
+
 class Moved:
     "What `offload_saved` has copied, in bytes."
     bytes = 0
