@@ -351,6 +351,7 @@ def record(explorer, grid=None, limit=800, quality=None, n_shots=12, twice=False
         figure.invalidate()
         picked = random.Random(0).sample(range(n), min(n_shots, n))
     def move(values):
+        explorer._exact = {**begin, **values}  # what it says that its controls stand at
         try: return last(explorer.f(**{**begin, **values}))
         except Exception as error:
             error.add_note(f"The controls stood at {values}.")
