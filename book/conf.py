@@ -23,6 +23,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline"]
 myst_heading_anchors = 4
 mathjax_path = "mathjax/tex-svg.js"
 mathjax_options = {"defer": "defer"}
+toc_object_entries = False
 add_module_names = python_use_unqualified_type_names = False
 
 html_theme = "sphinx_book_theme"
@@ -34,7 +35,7 @@ html_copy_source = html_show_sourcelink = False
 html_last_updated_fmt = None
 html_theme_options = {
     "repository_url": REPOSITORY, "path_to_docs": "nbs", "use_repository_button": True, "use_download_button": False,
-    "use_fullscreen_button": False, "show_toc_level": 2, "show_navbar_depth": 1, "home_page_in_toc": True,
+    "use_fullscreen_button": False, "show_toc_level": 2, "show_navbar_depth": 1, "home_page_in_toc": True, "navbar_persistent": [],
     "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
 }
 DESCRIPTION = "A course in notebooks: optimizers, the training loop and the tricks, each measured, with figures that move."

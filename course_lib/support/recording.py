@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg, get_hinting_flag
 from matplotlib.image import AxesImage
 from matplotlib.path import Path
-from matplotlib.transforms import Affine2D, Bbox
+from matplotlib.transforms import Affine2D
 from PIL import Image
 
 UNIT = 8  # the smallest length is an eighth of a pixel: all numbers are whole
@@ -141,7 +141,7 @@ class Recorder(RendererAgg):
 
     def hatched(self, gc, hatch, shape, d):
         "Tiles of 72 points over a shape, and nothing beside it."
-        tile, box = int(self.dpi), Bbox(shape.vertices[np.isfinite(shape.vertices).all(1)][:-1])
+        tile, box = int(self.dpi), shape.get_extents()
         color = css(gc.get_hatch_color())
         style = self.styles.add((color, color, round(UNIT * self.points_to_pixels(gc.get_hatch_linewidth()), 1), (), 0, "butt", "miter"))
         columns = range(math.floor(box.x0 / tile), math.ceil(box.x1 / tile))
@@ -189,6 +189,8 @@ class Recorder(RendererAgg):
     def draw_tex(self, *args, **kwargs): raise NotImplementedError("Texts from TeX cannot be recorded.")
 
     def start_filter(self): raise NotImplementedError("Artists with a filter cannot be recorded.")
+
+    def stop_filter(self, filter_func): self.start_filter()
 
     def option_scale_image(self): return True
 
