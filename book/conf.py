@@ -35,10 +35,11 @@ html_copy_source = html_show_sourcelink = False
 html_last_updated_fmt = None
 html_theme_options = {
     "repository_url": REPOSITORY, "path_to_docs": "nbs", "use_repository_button": True, "use_download_button": False,
-    "use_fullscreen_button": False, "show_toc_level": 2, "show_navbar_depth": 1, "home_page_in_toc": True, "navbar_persistent": [],
+    "use_fullscreen_button": False, "show_toc_level": 2, "show_navbar_depth": 1,
+    "home_page_in_toc": True, "navbar_persistent": [],
     "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
 }
-DESCRIPTION = "A course in notebooks: optimizers, the training loop and the tricks, each measured, with figures that move."
+DESCRIPTION = "A course in notebooks: optimizers, the training loop and the tricks, all measured; its figures move."
 
 
 def social(app, pagename, templatename, context, doctree):
@@ -48,8 +49,9 @@ def social(app, pagename, templatename, context, doctree):
     tags = {"og:title": context["title"], "og:description": DESCRIPTION, "og:type": "article", "og:site_name": project,
             "og:image": f"{address}_static/open-graph.png", "og:url": f"{address}{pagename}.html",
             "og:image:alt": "A walker in a canyon of loss, seen from above."}
-    context["metatags"] = context.get("metatags", "") + "".join(
-        f'<meta property="{name}" content="{text}">\n' for name, text in tags.items()) + f'<meta name="description" content="{DESCRIPTION}">\n'
+    lines = [f'<meta property="{name}" content="{text}">\n' for name, text in tags.items()]
+    lines.append(f'<meta name="description" content="{DESCRIPTION}">\n')
+    context["metatags"] = context.get("metatags", "") + "".join(lines)
 
 
 def setup(app): app.connect("html-page-context", social)

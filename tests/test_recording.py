@@ -1,4 +1,4 @@
-"""Recordings of live figures: grids, words, what is drawn and what cannot be. The pixels: tests/browser/test_book.py."""
+"""Recordings of live figures: grids, words, what is drawn, what cannot be. The pixels: tests/browser/test_book.py."""
 import base64
 import json
 import zlib
@@ -31,12 +31,13 @@ def every_kind():
     left, right = fig.subplots(1, 2)
     x = np.linspace(0, 1, 50)
     [line] = left.plot(x, x, "--", lw=2, marker="s", markevery=9, mec="white", label="a line")
-    [dots] = left.plot(x[::9], x[::9], ls="", marker="$3$", color="black", path_effects=[withStroke(linewidth=2, foreground="white")])
+    [dots] = left.plot(x[::9], x[::9], ls="", marker="$3$", color="black",
+                       path_effects=[withStroke(linewidth=2, foreground="white")])
     wild = LineCollection([], linestyles=":")
     left.add_collection(wild)
     left.contour(np.add.outer(x, x ** 2))
     text = left.text(.5, .5, "", bbox={"fc": "white", "alpha": .8}, rotation=30, clip_on=True)
-    image = right.imshow(np.zeros((4, 5)), vmin=0, vmax=1)
+    image = right.imshow(np.zeros((4, 5)), vmin=0, vmax=1, aspect="auto")
     [bar] = right.bar([1], [2], hatch="//", edgecolor="white")
     right.fill_between(x, x, alpha=.3)
     legend = left.legend()
@@ -50,6 +51,7 @@ def every_kind():
         image.set_data(np.full((4, 5), a / 3) * np.arange(5) / 5)
         bar.set_height(a)
         right.set_xlim(-.5, 4 + a)
+        live.invalidate()
         legend.set_visible(on)
         return {"a": a, "name": name, "on": on}
 
@@ -77,7 +79,8 @@ def test_the_explorer_stands_as_before():
     explorer.figure.update()  # matplotlib's layout is at rest the second time
     state, picture = explorer.state, explorer.figure.encode("png")
     explorer.record({"lr": 3})
-    assert explorer.values["lr"] == explorer._start["lr"] and explorer.set() == state and explorer.figure.encode("png") == picture
+    assert explorer.values["lr"] == explorer._start["lr"] and explorer.set() == state
+    assert explorer.figure.encode("png") == picture
 
 
 def test_a_grid_says_what_is_coarser_and_what_stands_still():

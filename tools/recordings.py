@@ -1,8 +1,8 @@
-"""Record the live figures of the chapters as readers see them: python tools/recordings.py [NUMBER …] (all without one).
+"""Record the live figures of the chapters as readers see them: python tools/recordings.py [NUMBER …] (all without).
 
-A chapter is run up to its last live figure; where it shows one, a copy of the process records it, so that the chapter goes
-on as if nothing had happened. The files go to dist/recordings: a script for the player and what `tools/book.py` needs to
-know. A chapter whose code, library and grids are as before is not run again.
+A chapter is run up to its last live figure; where it shows one, a copy of the process records it, so that the chapter
+goes on as if nothing had happened. The files go to dist/recordings: a script for the player, and what `tools/book.py`
+needs to know. A chapter whose code, library and grids are as before is not run again.
 """
 import contextlib
 import hashlib
@@ -59,7 +59,8 @@ def record_here(explorer, name, explorer_of):
                 "alt": recording.data["alt"], "caption": explorer.caption, "bytes": len(script),
                 "seconds": round(time.perf_counter() - since, 1)}
         (FOLDER / f"{name}.json").write_text(json.dumps(told, ensure_ascii=False))
-        print(f"  {name}: {len(recording.words):,} settings, {len(script) / 1000:.0f} kB, {told['seconds']} s", file=sys.__stdout__, flush=True)
+        print(f"  {name}: {len(recording.words):,} settings, {len(script) / 1000:.0f} kB, {told['seconds']} s",
+              file=sys.__stdout__, flush=True)
         code = 0
     except BaseException: traceback.print_exc()
     finally:
@@ -111,7 +112,8 @@ def main(numbers):
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         number = re.match("[A-Z]?[0-9]+", path.stem)[0]
         notebook = nbformat.read(path, as_version=4)
-        if numbers and number not in numbers or not live_cells(notebook) or kept(path.stem, notebook) is not None: continue
+        if numbers and number not in numbers or not live_cells(notebook): continue
+        if kept(path.stem, notebook) is not None: continue
         print(f"{path.stem}:", flush=True)
         since, child = time.perf_counter(), os.fork()
         if child == 0:

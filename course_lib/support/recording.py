@@ -1,7 +1,8 @@
 """A live figure without a kernel: what it draws at every setting of a grid, for `book/player.js` to draw again.
 
-`Explorer.record` makes a `Recording`. Every artist draws itself with the `Recorder`, a renderer of matplotlib that writes down
-outlines, marks, texts and images instead of pixels; so any artist will do, and what the recorder does not know is an error.
+`Explorer.record` makes a `Recording`. Every artist draws itself with the `Recorder`, a renderer of matplotlib that writes
+down outlines, marks, texts and images instead of pixels; so any artist will do, and what the recorder does not know is an
+error.
 """
 import base64
 import html
@@ -58,8 +59,8 @@ def outline(path):
         steps = (some - now).ravel().tolist()
         if code == Path.MOVETO: begin = some[-1]
         elif not any(steps): continue
-        text = numbers(steps)
-        written.append(COMMANDS[code] + text if code != last or code == Path.MOVETO else text if text[0] == "-" else " " + text)
+        text, begins = numbers(steps), code != last or code == Path.MOVETO
+        written.append(COMMANDS[code] + text if begins else text if text[0] == "-" else " " + text)
         now, last = some[-1], code
     return "".join(written)
 
@@ -72,7 +73,7 @@ def css(color, alpha=None):
 
 
 class Recorder(RendererAgg):
-    """A renderer that writes down what is drawn, in pools without repeats; `drawing(artist)` is the number of a drawing.
+    """A renderer that writes down what is drawn, in pools without repeats; `drawing(artist)` gives a drawing's number.
 
     Sizes of texts are Agg's own, so that everything is laid out as in the notebook.
     """
@@ -142,8 +143,8 @@ class Recorder(RendererAgg):
     def hatched(self, gc, hatch, shape, d):
         "Tiles of 72 points over a shape, and nothing beside it."
         tile, box = int(self.dpi), shape.get_extents()
-        color = css(gc.get_hatch_color())
-        style = self.styles.add((color, color, round(UNIT * self.points_to_pixels(gc.get_hatch_linewidth()), 1), (), 0, "butt", "miter"))
+        color, thick = css(gc.get_hatch_color()), self.points_to_pixels(gc.get_hatch_linewidth())
+        style = self.styles.add((color, color, round(UNIT * thick, 1), (), 0, "butt", "miter"))
         columns = range(math.floor(box.x0 / tile), math.ceil(box.x1 / tile))
         rows = range(math.floor(box.y0 / tile), math.ceil(box.y1 / tile))
         for column, row in itertools.product(columns, rows):
@@ -152,7 +153,8 @@ class Recorder(RendererAgg):
 
     def draw_markers(self, gc, marker_path, marker_trans, path, trans, rgbFace=None):
         thick = self.points_to_pixels(gc.get_linewidth())
-        shape = outline(marker_path.cleaned(marker_trans + Affine2D().scale(1, -1), snap=gc.get_snap(), stroke_width=thick))
+        flipped = marker_trans + Affine2D().scale(1, -1)
+        shape = outline(marker_path.cleaned(flipped, snap=gc.get_snap(), stroke_width=thick))
         places = path.cleaned(trans + self.flip, remove_nans=True, curves=False)
         at = places.vertices[(places.codes != Path.STOP) & (places.codes != Path.CLOSEPOLY)]
         seen = (at >= -AROUND).all(1) & (at <= [self.width + AROUND, self.height + AROUND]).all(1)
@@ -162,7 +164,10 @@ class Recorder(RendererAgg):
         self.stamp(gc, self.style(gc, rgbFace), [self.outlines.add(shape)] * len(at), at, reach=reach)
 
     def stamp(self, gc, style, shapes, at, angle=0., reach=0):
-        "Outlines by number at places in units, turned by an angle in degrees against the clock; reach: of a mark, in pixels."
+        """Outlines by number at places in units, turned by an angle in degrees against the clock.
+
+        reach: how far a mark reaches, in pixels; then all outlines are the same.
+        """
         steps = np.diff(np.rint(at).astype(int), axis=0, prepend=0).ravel().tolist()
         self.write(1, style, self.clip(gc), shapes[0] if reach else tuple(shapes), tuple(steps), round(angle, 2), reach)
 
@@ -208,7 +213,8 @@ class Recorder(RendererAgg):
         style = self.styles.add((css(gc.get_rgb(), alpha),))
         if shapes: self.stamp(gc, style, shapes, UNIT * np.array(at), angle)
         for dx, dy, width, height in boxes:  # lines of fractions and roots, at least a pixel thick
-            width, height, dx, dy = max(width, 1), max(height, 1), dx - max(1 - width, 0) / 2, dy - max(1 - height, 0) / 2
+            dx, dy = dx - max(1 - width, 0) / 2, dy - max(1 - height, 0) / 2
+            width, height = max(width, 1), max(height, 1)
             corners = [(dx, dy), (dx + width, dy), (dx + width, dy + height), (dx, dy + height), (dx, dy)]
             place = Affine2D().rotate_deg(angle).translate(x, self.height - y)
             box = Path(corners, closed=True).cleaned(place + self.flip, snap=True, stroke_width=0)
@@ -230,7 +236,8 @@ def options(control):
     n = round((control.max - control.min) / control.step)
     base = getattr(control, "base", None)
     values = [control.min + i * control.step for i in range(n + 1)]
-    values = [base ** value if base else value if isinstance(control.min, int) else round(value, 10) for value in values]
+    if base: values = [base ** value for value in values]
+    elif not isinstance(control.min, int): values = [round(value, 10) for value in values]
     return values, [written_as(control, value) for value in values]
 
 
@@ -248,7 +255,7 @@ def chosen(control, wanted):
 
 
 def automatic(controls, limit):
-    "How many values of each control: all where there is room for them, else fewer of the finest, until limit settings are left."
+    "How many values of each control: all where there is room, else fewer of the finest, until `limit` settings are left."
     counts = {name: len(options(control)[0]) for name, control in controls.items()}
     while math.prod(counts.values()) > limit:
         sliders = [name for name, control in controls.items() if hasattr(control, "min") and counts[name] > 3]
@@ -262,7 +269,7 @@ class Recording:
     """What a live figure showed at each setting of a grid.
 
     `.words`: the line under the picture, by setting; `.settings`: the controls' values, by setting; `.data`: all that the
-    player needs; `.note`: what is coarser than in the notebook; `.shots`: pictures of some settings as matplotlib draws them.
+    player needs; `.note`: what is coarser than in the notebook; `.shots`: some settings as matplotlib draws them, PNGs.
     """
     def __init__(self, data, words, settings, note, shots):
         self.data, self.words, self.settings, self.note, self.shots = data, words, settings, note, shots
@@ -274,13 +281,14 @@ class Recording:
 
 
 def sheets(images, quality):
-    "Images of one size side by side in a sheet each: -> data addresses, and for each image (sheet, x, y, width, height)."
+    "Images of a size side by side in a sheet: -> data addresses, and for each image (sheet, x, y, width, height)."
     sizes = Counter(size for size, _ in images)
     made, at, places = {}, Counter(), []
     for size, n in sizes.items():
         columns = max(1, min(math.isqrt(n * size[0] // size[1] + 1), 8000 // size[1], n))
         rows = -(-n // columns)
-        if rows * size[0] > 16000: raise ValueError(f"{n} images of {size[1]} × {size[0]} are too many for a sheet: record fewer settings.")
+        if rows * size[0] > 16000:
+            raise ValueError(f"{n} images of {size[1]} × {size[0]} are too many for a sheet: record fewer settings.")
         made[size] = columns, np.zeros((rows * size[0], columns * size[1], 4), np.uint8)
     for size, pixels in images:
         row, column = divmod(at[size], made[size][0])
@@ -330,19 +338,20 @@ def in_order(settings, grid, figure, move):
             move({**settings[0], name: values[-1]})
             if figure.background is None: redrawn.append(name)
         figure.invalidate()
-    places = [{name: values.index(setting[name]) for name in redrawn for values in [grid[name][0]]} for setting in settings]
-    return sorted(range(len(settings)), key=lambda i: list(places[i].values()))
+    return sorted(range(len(settings)), key=lambda i: [grid[name][0].index(settings[i][name]) for name in redrawn])
 
 
 def record(explorer, grid=None, limit=800, quality=None, n_shots=12, twice=False):
     """Record an explorer: see `Explorer.record`.
 
-    limit: of the settings of an automatic grid; quality: of images, from 1 to 100, None for exact ones; n_shots: how many
-    settings are also kept as matplotlib draws them; twice: go through the grid once before, for pictures that remember.
+    limit: of the settings of an automatic grid; quality: of images, from 1 to 100, None for exact ones; n_shots: how
+    many settings are kept as matplotlib draws them, too; twice: go through the grid once before, for pictures that
+    remember earlier settings.
     """
     controls, figure = explorer.controls, explorer.figure
     if grid is None: grid = automatic(controls, limit)
-    if unknown := grid.keys() - controls.keys(): raise ValueError(f"No control {', '.join(sorted(unknown))}; there are {', '.join(controls)}.")
+    if unknown := grid.keys() - controls.keys():
+        raise ValueError(f"No control {', '.join(sorted(unknown))}; there are {', '.join(controls)}.")
     grid = {name: chosen(control, grid[name]) for name, control in controls.items() if name in grid}
     held = [name for name in controls if name not in grid]
     settings = [dict(zip(grid, values)) for values in itertools.product(*(values for values, _, _ in grid.values()))]
@@ -373,7 +382,8 @@ def record(explorer, grid=None, limit=800, quality=None, n_shots=12, twice=False
     note = noted(controls, grid, held)
     shown = {name: [values.index(near(values, begin[name])), texts, kind(controls[name]), controls[name].description]
              for name, (values, texts, _) in grid.items()}
-    data = {"controls": list(shown.values()), "words": words, "note": note, "alt": figure.alt if figure else explorer.caption}
+    data = {"controls": list(shown.values()), "words": words, "note": note,
+            "alt": figure.alt if figure else explorer.caption}
     if figure: data |= packed(recorder, rows, quality)
     move({})
     if figure:
@@ -396,9 +406,8 @@ def kind(control):
 def packed(recorder, rows, quality):
     "What was drawn, without repeats."
     addresses, places = sheets(list(recorder.images), quality)
-    ops = [(2, clip, places[image], matrix, smooth) if kind == 2 else (kind, clip, image, matrix, *smooth)
-           for kind, clip, image, matrix, *smooth in recorder.ops]
-    ops = [(2, *op[1:4], op[4][0]) if op[0] == 2 else op for op in ops]
-    return {"size": [recorder.width, recorder.height], "unit": UNIT, "styles": list(recorder.styles), "clips": list(recorder.clips),
+    ops = [(*op[:2], places[op[2]], *op[3:]) if op[0] == 2 else op for op in recorder.ops]
+    return {"size": [recorder.width, recorder.height], "unit": UNIT,
+            "styles": list(recorder.styles), "clips": list(recorder.clips),
             "outlines": list(recorder.outlines), "ops": ops, "drawings": list(recorder.drawings),
             "rows": np.array(rows).T.tolist(), "sheets": addresses}

@@ -1,4 +1,4 @@
-"""Recorded figures in a real browser, from files, with the network off; and the whole book where `make book` has built it."""
+"""Recorded figures in a real browser, from files, with the network off; the whole book too, where it is built."""
 import base64
 import html
 import json
@@ -17,14 +17,15 @@ playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 BOOK, RECORDINGS = ROOT / "dist" / "book", ROOT / "dist" / "recordings"
 NAMES = sorted(path.stem for path in RECORDINGS.glob("*.js"))
 LARGEST, LARGEST_OF_ALL, DIFFERENCE, MILLISECONDS = 400_000, 8_000_000, 2, 50
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found")
 built = pytest.mark.skipif(not (BOOK / "index.html").exists(), reason="`make book` has not run")
-STILL = '<img class="live-still" alt="the figure" src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==">'
+STILL = '<img class="live-still" alt="the figure" ' \
+        'src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==">'
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ def opened(page, folder, name, script):
     (folder / f"{name}.js").write_text(script)
     shutil.copy(ROOT / "book" / "player.js", folder)
     (folder / f"{name}.html").write_text(
-        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title><script src="player.js"></script><main><h1>A figure</h1>'
-        f'<figure class="live" data-recording="{name}" data-address="{name}.js">{STILL}<figcaption><p class="live-note">Way.</p>'
-        '</figcaption></figure></main></html>')
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{name}</title><script src="player.js"></script>'
+        f'<main><h1>A figure</h1><figure class="live" data-recording="{name}" data-address="{name}.js">{STILL}'
+        '<figcaption><p class="live-note">Way.</p></figcaption></figure></main></html>')
     page.goto((folder / f"{name}.html").as_uri())
     page.wait_for_selector("figure.live-awake, figure.live-failed")
     assert page.query_selector("figure.live-awake"), page.errors
@@ -77,18 +78,30 @@ def difference(page, setting, png):
 
 
 def milliseconds(page):
-    "The median time to draw a setting, pixels and all."
-    return page.evaluate("""() => { const { picture, data } = document.querySelector("figure").player, n = data.words.length, times = [];
+    "The time to draw a setting, pixels and all: the lower third of 25, since machines are busy."
+    return page.evaluate("""() => { const { picture, data } = document.querySelector("figure").player;
+        const n = data.words.length, times = [];
         for (let i = 0; i < 25; i++) { const since = performance.now(); picture.draw(Math.floor(i * n / 25));
                                        picture.pen.getImageData(0, 0, 1, 1); times.push(performance.now() - since); }
-        return times.sort((a, b) => a - b)[12]; }""")
+        return times.sort((a, b) => a - b)[8]; }""")
 
 
 def words_at_each_setting(page):
     "Put the controls at every setting: the words below the picture."
-    return page.evaluate("""() => { const { controls, show, words, data } = document.querySelector("figure").player;
-        return data.words.map((_, at) => { for (const control of [...controls].reverse()) { control.write(at % control.n); at = Math.floor(at / control.n); }
-                                           show(); return words.textContent; }); }""")
+    return page.evaluate("""() => {
+        const { controls, show, words, data, picture } = document.querySelector("figure").player;
+        const draw = picture && picture.draw;
+        if (picture) picture.draw = () => {};  // only the words
+        const said = data.words.map((_, at) => {
+            for (const control of [...controls].reverse()) {
+                control.write(at % control.n);
+                at = Math.floor(at / control.n);
+            }
+            show();
+            return words.textContent;
+        });
+        if (picture) picture.draw = draw;
+        return said; }""")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +133,8 @@ def test_mouse_touch_and_keys_move_it(page, tmp_path, every_kind):
     assert words.inner_text() == "a 1 · name two · on False"
     page.locator("button").click()
     assert words.inner_text() == "a 2 · name one · on True"
-    assert words.get_attribute("aria-live") == "polite" and page.locator("canvas").get_attribute("aria-label") == "All kinds."
+    assert words.get_attribute("aria-live") == "polite"
+    assert page.locator("canvas").get_attribute("aria-label") == "All kinds."
     assert "Recorded at each of its settings. Way." in page.locator(".live-note").inner_text()
 
 
@@ -129,7 +143,8 @@ def test_an_unknown_kind_of_drawing_is_an_error(page, tmp_path, every_kind):
     data["ops"][0][0] = 7
     from course_lib.support.recording import Recording
     strange = Recording(data, every_kind.words, every_kind.settings, "", {})
-    with pytest.raises(AssertionError, match="unknown kind 7"): opened(page, tmp_path, "strange", strange.script("strange"))
+    script = strange.script("strange")
+    with pytest.raises(AssertionError, match="unknown kind 7"): opened(page, tmp_path, "strange", script)
     page.errors.clear()
 
 
@@ -143,12 +158,14 @@ def test_each_figure_of_the_chapters(page, tmp_path, name, record_property):
     shots = {int(path.stem): path.read_bytes() for path in (RECORDINGS / name).glob("*.png")}
     if not page.evaluate("Boolean(document.querySelector('figure').player.picture)"): return
     differences = [difference(page, setting, png) for setting, png in shots.items()]
-    print(f"{name}: {len(told['words'])} settings, {len(script) // 1000} kB, difference {max(differences):.2f}, {milliseconds(page):.1f} ms")
+    print(f"{name}: {len(told['words'])} settings, {len(script) // 1000} kB, difference {max(differences):.2f}, "
+          f"{milliseconds(page):.1f} ms")
     assert len(shots) >= min(12, len(told["words"])) and max(differences) <= DIFFERENCE
 
 
 @pytest.mark.skipif(not NAMES, reason="nothing is recorded")
-def test_all_of_them_are_small_enough(): assert sum((RECORDINGS / f"{name}.js").stat().st_size for name in NAMES) <= LARGEST_OF_ALL
+def test_all_of_them_are_small_enough():
+    assert sum((RECORDINGS / f"{name}.js").stat().st_size for name in NAMES) <= LARGEST_OF_ALL
 
 
 def test_the_player_is_short(): assert len((ROOT / "book" / "player.js").read_text().splitlines()) <= 250
@@ -159,26 +176,26 @@ def pages(): return sorted(path for path in BOOK.rglob("*.html") if "_static" no
 
 @built
 def test_every_link_and_anchor_of_the_book_leads_somewhere():
-    from functools import cache
-
-    @cache
-    def anchors(path): return {tag.get("id") or tag.get("name") for tag in BeautifulSoup(path.read_text(), "html.parser").find_all(True)}
+    soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in pages()}
+    anchors = {path: {tag.get("id") or tag.get("name") for tag in soup.find_all(True)} for path, soup in soups.items()}
+    kinds = [("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("figure", "data-address")]
     lost = []
-    for path in pages():
-        soup = BeautifulSoup(path.read_text(), "html.parser")
-        for tag, key in [("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("figure", "data-address")]:
+    for path, soup in soups.items():
+        for tag, key in kinds:
             for element in soup.find_all(tag, **{key: True}):
                 link = urlparse(html.unescape(element[key]))
                 if link.scheme or link.netloc: continue
                 target = (path.parent / unquote(link.path.split("?")[0])).resolve() if link.path else path
                 if not target.exists(): lost.append(f"{path.name}: {element[key]}")
-                elif link.fragment and target.suffix == ".html" and unquote(link.fragment) not in anchors(target): lost.append(f"{path.name}: {element[key]}")
+                elif link.fragment and target in anchors and unquote(link.fragment) not in anchors[target]:
+                    lost.append(f"{path.name}: {element[key]}")
     assert not lost
 
 
 @built
 def test_every_picture_has_its_alt_text():
-    without = [f"{path.name}: {str(image)[:80]}" for path in pages() for image in BeautifulSoup(path.read_text(), "html.parser").find_all("img")
+    without = [f"{path.name}: {str(image)[:80]}" for path in pages()
+               for image in BeautifulSoup(path.read_text(), "html.parser").find_all("img")
                if not (image.get("alt") or "").strip()]
     assert not without
 
@@ -207,6 +224,6 @@ def test_axe_finds_nothing(page, name, tmp_path):
         figure.scroll_into_view_if_needed()
         figure.locator("canvas").wait_for()
     page.add_script_tag(path=tmp_path / "axe.js")
-    found = page.evaluate("""async () => (await axe.run(document, {rules: {"scrollable-region-focusable": {enabled: false}}})).violations
-                             .map(found => `${found.id}: ${found.nodes.slice(0, 3).map(node => node.html.slice(0, 120)).join(" | ")}`)""")
+    found = page.evaluate("""async () => (await axe.run(document)).violations.map(
+        found => `${found.id}: ${found.nodes.slice(0, 3).map(node => node.html.slice(0, 120)).join(" | ")}`)""")
     assert not found
