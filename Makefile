@@ -23,7 +23,7 @@ test nbval test-colab: export OMP_NUM_THREADS = 1
 test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab student instructor
+.PHONY: help lab test nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -76,6 +76,22 @@ run: $(VENV)/.installed  ## execute chapters and save them cleaned: make run NB=
 
 pages: $(VENV)/.installed  ## the chapters as they are saved, as pages for a browser, in dist/pages
 	$(BIN)/python tools/pages.py
+
+# What the book needs besides; MathJax is fetched by npm.
+$(VENV)/.book: pyproject.toml constraints.txt
+	$(call install,book)
+	@touch $@ $(VENV)/.notebooks $(VENV)/.installed
+book recordings: export OMP_NUM_THREADS = 1
+
+book: $(VENV)/.book  ## all chapters as a book whose figures move without a kernel, in dist/book (DRAFT=--draft: no new recordings)
+	$(BIN)/python tools/book.py $(DRAFT)
+
+recordings: $(VENV)/.book  ## record live figures for the book, of chapters that have changed (NB="02 03": of these)
+	$(BIN)/python tools/recordings.py $(NB)
+
+test-book: $(VENV)/.book  ## the built book in a browser without a network: figures, words, links, accessibility
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,browser]"
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser/test_book.py
 
 student: $(VENV)/.installed  ## what students get: notebooks without solutions, in dist/student and a zip
 	$(BIN)/python tools/editions.py student

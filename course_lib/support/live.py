@@ -416,6 +416,16 @@ class Explorer:
         self._alarm.value = ('<div role="alert" style="color: #D55E00; font-weight: bold">'
                              f'⚠ {text} (The picture is the one before.)</div>')
 
+    def record(self, grid=None, **options):
+        """What the figure shows at every setting of a grid, for a page without a kernel: a `Recording`.
+
+        grid: name of a control -> how many of its values, evenly spaced, or a list of them; controls that it does not name
+        stand still. Without a grid, all controls move, in fewer values where they have many. options: those of
+        `course_lib.support.recording.record`.
+        """
+        from .recording import record
+        return record(self, grid, **options)
+
     def _ipython_display_(self):
         "A picture for readers without a kernel, the widget for those with one, and the caption for both."
         alt = self.figure.alt if self.figure else self.caption or "Sliders, and a line that says their state."

@@ -1,0 +1,132 @@
+"""Record the live figures of the chapters as readers see them: python tools/recordings.py [NUMBER …] (all without).
+
+A chapter is run up to its last live figure; where it shows one, a copy of the process records it, so that the chapter
+goes on as if nothing had happened. The files go to dist/recordings: a script for the player, and what `tools/book.py`
+needs to know. A chapter whose code, library and grids are as before is not run again.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "dist" / "recordings"
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def live_cells(notebook):
+    "The numbers of the cells whose outputs hold a live figure."
+    return [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"
+            and any(VIEW in output.get("data", {}) for output in cell.outputs)]
+
+
+def source_hash(notebook):
+    "Of what a recording depends on: the chapter's code, the library, the grids, and this."
+    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    for path in sorted([*(ROOT / "course_lib").rglob("*.py"), ROOT / "book" / "recordings.py"]):
+        if not path.parts[-2] == "exercises": parts += [str(path.relative_to(ROOT)), path.read_text()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def kept(stem, notebook):
+    "The list of a chapter's recordings, if it is still right; else None."
+    path = FOLDER / f"{stem}.json"
+    if not path.exists(): return None
+    found = json.loads(path.read_text())
+    return found["figures"] if found["hash"] == source_hash(notebook) else None
+
+
+def record_here(explorer, name, explorer_of):
+    "In a copy of the process: record, write the files, and end."
+    code = 1
+    try:
+        since, (grid, options) = time.perf_counter(), explorer_of(explorer)
+        recording = explorer.record(grid, **options)
+        script = recording.script(name)
+        (FOLDER / f"{name}.js").write_text(script)
+        shots = FOLDER / name
+        shots.mkdir(exist_ok=True)
+        for old in shots.glob("*.png"): old.unlink()
+        for number, png in recording.shots.items(): (shots / f"{number}.png").write_bytes(png)
+        told = {"name": name, "settings": recording.settings, "words": recording.words, "note": recording.note,
+                "alt": recording.data["alt"], "caption": explorer.caption, "bytes": len(script),
+                "seconds": round(time.perf_counter() - since, 1)}
+        (FOLDER / f"{name}.json").write_text(json.dumps(told, ensure_ascii=False))
+        print(f"  {name}: {len(recording.words):,} settings, {len(script) / 1000:.0f} kB, {told['seconds']} s",
+              file=sys.__stdout__, flush=True)
+        code = 0
+    except BaseException: traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def run_chapter(path):
+    "Run a chapter up to its last live figure and record each; raises where a cell or a recording fails."
+    import torch
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from course_lib.support.live import Explorer
+    sys.path.insert(0, str(ROOT / "book"))
+    from recordings import grid_of
+    torch.set_num_threads(1)
+    notebook, made = nbformat.read(path, as_version=4), []
+    cells = live_cells(notebook)
+    os.chdir(path.parent)
+    shell = InteractiveShell.instance()
+    shell.history_manager.enabled = False
+    shell.displayhook.write_format_data = lambda *_: None
+    shell.display_pub.publish = lambda *_, **__: None
+    at = {}
+
+    def shown(explorer):
+        if at["i"] not in cells: return
+        name = f"{path.stem}-{notebook.cells[at['i']].id}-{at['n']}"
+        at["n"] += 1
+        child = os.fork()
+        if child == 0: record_here(explorer, name, grid_of)
+        if os.waitpid(child, 0)[1]: raise RuntimeError(f"The recording of {name} failed.")
+        made.append(name)
+
+    Explorer._ipython_display_ = shown
+    for i, cell in enumerate(notebook.cells[:max(cells, default=-1) + 1]):
+        if cell.cell_type != "code" or "check" in cell.metadata.get("tags", []): continue
+        at.update(i=i, n=0)
+        with open(os.devnull, "w") as nobody, contextlib.redirect_stdout(nobody):
+            shell.run_cell(cell.source, store_history=True).raise_error()
+    if len(made) != sum(VIEW in output.get("data", {}) for i in cells for output in notebook.cells[i].outputs):
+        raise RuntimeError(f"{path.stem} shows {len(made)} live figures; its saved outputs have another number.")
+    (FOLDER / f"{path.stem}.json").write_text(json.dumps({"hash": source_hash(notebook), "figures": made}))
+
+
+def main(numbers):
+    "Each chapter in a process of its own."
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        number = re.match("[A-Z]?[0-9]+", path.stem)[0]
+        notebook = nbformat.read(path, as_version=4)
+        if numbers and number not in numbers or not live_cells(notebook): continue
+        if kept(path.stem, notebook) is not None: continue
+        print(f"{path.stem}:", flush=True)
+        since, child = time.perf_counter(), os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run_chapter(path)
+                code = 0
+            except BaseException: traceback.print_exc()
+            finally: os._exit(code)
+        if os.waitpid(child, 0)[1]: failed.append(path.stem)
+        print(f"  {time.perf_counter() - since:.0f} s", flush=True)
+    if failed: sys.exit(f"Not recorded: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
