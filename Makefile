@@ -23,7 +23,7 @@ test nbval test-colab: export OMP_NUM_THREADS = 1
 test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab student instructor
+.PHONY: help lab test nbval export check floors clean-notebooks run pages gpu bench screenshot address test-colab student instructor slides lecture
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -82,6 +82,9 @@ student: $(VENV)/.installed  ## what students get: notebooks without solutions, 
 
 instructor: $(VENV)/.installed  ## the same with solutions, in dist/instructor
 	$(BIN)/python tools/editions.py instructor
+
+slides: $(VENV)/.installed  ## the chapters as slides, a file each that needs no network, in dist/slides (NB="03 06")
+	$(BIN)/python tools/lectures.py slides $(NB)
 
 gpu: $(VENV)/.installed  ## what needs a GPU: tests marked gpu, benchmarks (GPU=--cpu: the same tests on the CPU)
 	$(BIN)/python tools/gpu.py $(GPU)

@@ -1,0 +1,125 @@
+"""The chapters as lectures.
+
+    python tools/lectures.py slides [03 06]     dist/slides/NN_name.html: a deck in one file, which opens by double-click
+    python tools/lectures.py notebooks 03 06    dist/lecture/: notebooks for `make lecture`, with slides between their cells
+
+What becomes a slide is decided in `tools/deck.py`; what the presenter says is in `book/notes/`.
+"""
+import argparse
+import base64
+import re
+import shutil
+import sys
+from html import escape
+from pathlib import Path
+
+import nbformat
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tools.deck import deck, opening, picture_of, plain, printed, sentences  # noqa: E402
+from tools.editions import cell as new_cell  # noqa: E402
+from tools.editions import notes_of, plan_of  # noqa: E402
+from tools.notebooks import chapters  # noqa: E402
+from tools.pages import prepare  # noqa: E402
+
+REVEAL = ROOT / "tools" / "reveal"
+
+
+def html_of(markdown):
+    "Markdown as HTML; formulas become MathML, which browsers draw themselves."
+    formulas = []
+    html = markdown2html_mistune(prepare(plain(markdown), formulas))
+    return re.sub("\ue000(\\d+)\ue001", lambda place: formulas[int(place[1])], html)
+
+
+def notes_html(slide, notes):
+    "What the presenter reads beside a slide: the notes of its section, or the plan of the whole lecture."
+    if slide.kind == "title": return html_of(plan_of(notes)) if notes else ""
+    minutes, said = notes.get(slide.heading, (0, ""))
+    return f"<p><em>{escape(slide.heading.lstrip('# '))}: {minutes} min.</em></p>{html_of(said)}" if said else ""
+
+
+def seconds_of(slides, notes):
+    "How long each slide may take: the slides of a section share its minutes."
+    count = {}
+    for slide in slides: count[slide.heading] = count.get(slide.heading, 0) + 1
+    return [round(60 * notes.get(slide.heading, (0,))[0] / count[slide.heading]) for slide in slides]
+
+
+def caption_of(cell):
+    "A figure's caption, or its first sentences."
+    texts = [output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    said = sentences(texts[-1].strip().strip("*")) if texts else []
+    said = [sentence for sentence in said if sentence != "Live figure."]
+    return opening(said, 150, 150) if said else ""
+
+
+def figure_html(cell, live):
+    output = picture_of(cell)
+    alt = output.metadata.get("image/png", {}).get("alt", "")
+    picture = f'<img alt="{escape(alt)}" src="data:image/png;base64,{"".join(output.data["image/png"].split())}">'
+    words = re.search(r'aria-live="polite">(.*?)</div>', output.data.get("text/html", ""))
+    said = f'<figcaption class="words">{words[1]}</figcaption>' if live and words else ""
+    return f"<figure>{picture}{said}<figcaption>{html_of(caption_of(cell)).strip()}</figcaption></figure>"
+
+
+def part_html(part, cells):
+    if part.cell is None:
+        kind = part.kind if part.kind in ("question", "answer") else "text"
+        return f'<div class="{kind}{" fragment" * part.fragment}">{html_of(part.text)}</div>'
+    cell, pieces = cells[part.cell], []
+    if part.source:
+        code = re.sub(r"(?m)^#\|.*\n", "", cell.source)
+        pieces.append(f'<div class="code" style="font-size:{part.size}px">'
+                      f'{highlight(code, PythonLexer(), HtmlFormatter(nowrap=False)).strip()}</div>')
+    if part.outputs and (text := printed(cell).strip("\n")): pieces.append(f'<pre class="result">{escape(text)}</pre>')
+    if part.kind in ("figure", "live"): pieces.append(figure_html(cell, part.kind == "live"))
+    html = "".join(pieces)
+    grows = ' style="flex:1 1 0;min-height:0;display:flex;flex-direction:column"' if "<figure>" in html else ""
+    return f'<div class="cell{" fragment" * part.fragment}"{grows}>{html}</div>'
+
+
+def page(nb, notes, reveal):
+    "A deck as one HTML file."
+    slides = deck(nb, notes)
+    seconds, sections = seconds_of(slides, notes), []
+    for slide, timing in zip(slides, seconds, strict=True):
+        body = "".join(part_html(part, nb.cells) for part in slide.parts)
+        kind = f"{slide.kind} roomy" if slide.roomy else slide.kind
+        title = html_of(slide.title).strip().removeprefix("<p>").removesuffix("</p>")
+        sections.append(f'<section class="deck {kind}" data-timing="{timing}"><h2>{title}</h2>{body}'
+                        f'<aside class="notes">{notes_html(slide, notes)}</aside></section>')
+    style = reveal["reveal.css"] + HtmlFormatter().get_style_defs(".code") + reveal["slides.css"]
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(slides[0].title)}</title>\n'
+            f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>\n'
+            f'<body><div class="reveal"><div class="slides">\n{chr(10).join(sections)}\n</div></div>\n'
+            f'<script>{reveal["reveal.js"]}</script>\n<script>{reveal["notes.js"]}</script>\n<script>'
+            'Reveal.initialize({width: 1280, height: 720, margin: 0, center: false, hash: true, transition: "none", '
+            'slideNumber: "c/t", pdfSeparateFragments: false, plugins: [RevealNotes]});</script></body></html>\n')
+
+
+def chapters_with_notes(names):
+    for path in chapters(names=names):
+        notes = notes_of(ROOT / "book" / "notes" / f"{path.stem}.md")
+        if notes or names: yield path, nbformat.read(path, as_version=4), notes
+
+
+def slides(names):
+    folder = ROOT / "dist" / "slides"
+    folder.mkdir(parents=True, exist_ok=True)
+    reveal = {path.name: path.read_text().replace("</script", "<\\/script") for path in REVEAL.iterdir()}
+    for path, nb, notes in chapters_with_notes(names): (folder / f"{path.stem}.html").write_text(page(nb, notes, reveal))
+    print(f"written to {folder}: open one in a browser; s opens the presenter's window, f fills the screen")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["slides", "notebooks"])
+    parser.add_argument("names", nargs="*", help="chapters, such as 03 (all that have notes without one)")
+    args = parser.parse_args()
+    slides(args.names)
