@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8888
+HOST ?= localhost
 BROWSER ?= yes
 BIN = $(VENV)/bin
 CELL_TIMEOUT = 120
@@ -37,10 +38,13 @@ define install
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 endef
 
-# What reading takes, and what developing takes besides.
+# What reading takes, and what lecturing and developing take besides.
 $(VENV)/.notebooks: pyproject.toml constraints.txt
 	$(call install,notebooks)
 	@touch $@
+$(VENV)/.lectures: pyproject.toml constraints.txt
+	$(call install,lectures)
+	@touch $@ $(VENV)/.notebooks
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,dev)
 	@touch $@ $(VENV)/.notebooks
@@ -82,6 +86,11 @@ student: $(VENV)/.installed  ## what students get: notebooks without solutions, 
 
 instructor: $(VENV)/.installed  ## the same with solutions, in dist/instructor
 	$(BIN)/python tools/editions.py instructor
+
+lecture: $(VENV)/.lectures  ## give a chapter as a lecture in JupyterLab: make lecture NB="03 06" (PORT, BROWSER=no, HOST=0.0.0.0)
+	$(BIN)/python tools/lectures.py notebooks $(NB)
+	$(BIN)/jupyter lab --port=$(PORT) --ip=$(HOST) --config=tools/presenter/jupyter_server_config.py \
+	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 slides: $(VENV)/.installed  ## the chapters as slides, a file each that needs no network, in dist/slides (NB="03 06")
 	$(BIN)/python tools/lectures.py slides $(NB)

@@ -6,7 +6,6 @@
 What becomes a slide is decided in `tools/deck.py`; what the presenter says is in `book/notes/`.
 """
 import argparse
-import base64
 import re
 import shutil
 import sys
@@ -109,17 +108,75 @@ def chapters_with_notes(names):
         if notes or names: yield path, nbformat.read(path, as_version=4), notes
 
 
-def slides(names):
-    folder = ROOT / "dist" / "slides"
+def slides(names, folder):
     folder.mkdir(parents=True, exist_ok=True)
     reveal = {path.name: path.read_text().replace("</script", "<\\/script") for path in REVEAL.iterdir()}
     for path, nb, notes in chapters_with_notes(names): (folder / f"{path.stem}.html").write_text(page(nb, notes, reveal))
     print(f"written to {folder}: open one in a browser; s opens the presenter's window, f fills the screen")
 
 
+def outline(slide, cells):
+    "What is on a slide, in short, for the presenter who sees it coming."
+    pieces = []
+    for part in slide.parts:
+        if part.cell is None: pieces.append(html_of(part.text))
+        elif part.source: pieces.append(f"<pre>{escape(chr(10).join(cells[part.cell].source.split(chr(10))[:6]))}</pre>")
+        elif part.kind == "result": pieces.append(f"<pre>{escape(printed(cells[part.cell])[:400])}</pre>")
+        else: pieces.append(f"<p>[{'live figure' if part.kind == 'live' else 'figure'}] {escape(caption_of(cells[part.cell]))}</p>")
+    return "".join(pieces)
+
+
+def lecture(path, nb, notes):
+    """The chapter with its slides between its cells. All cells stay, so that the whole of it runs; those that are on no slide
+    are skipped by the deck. There are no solutions, and notes are in the metadata, where no hall sees them."""
+    slides = deck(nb, notes)
+    before, after = {}, {}          # cells to put before a cell of the chapter, and after it
+    for cell in nb.cells: cell.metadata.slideshow = {"slide_type": "skip"}
+    for number, (slide, seconds) in enumerate(zip(slides, seconds_of(slides, notes), strict=True)):
+        title = {"title": plain(slide.title).replace("`", ""), "section": slide.heading, "seconds": seconds,
+                 "minutes": notes.get(slide.heading, (0,))[0], "notes": notes_html(slide, notes),
+                 "outline": outline(slide, nb.cells), **({"look": "title"} if slide.kind == "title" else {})}
+        at_cell = slide.parts[0].cell
+        head = slide_cell(f"## {slide.title}", f"{path.stem} {number}", {"slide_type": "slide"}, title)
+        (before if at_cell is not None else after).setdefault(slide.parts[0].after, []).append(head)
+        for place, part in enumerate(slide.parts):
+            kind = {"slide_type": "fragment"} if part.fragment else {}
+            if part.cell is not None:
+                cell = nb.cells[part.cell]
+                cell.metadata.slideshow = kind
+                cell.metadata.lecture = {"source": part.source, "outputs": part.outputs, "size": part.size,
+                                         "live": part.kind == "live"}
+                cell.metadata.pop("jupyter", None)
+            else:
+                look = {"look": part.kind} if part.kind in ("question", "answer") else {}
+                text = slide_cell(part.text, f"{path.stem} {number} {place}", kind, look)
+                after.setdefault(part.after, []).append(text)
+    cells = []
+    for index, cell in enumerate(nb.cells): cells += [*before.get(index, []), cell, *after.get(index, [])]
+    nb.cells, nb.metadata.lecture = cells, {"title": slides[0].title}
+    return nb
+
+
+def slide_cell(text, seed, slideshow, metadata):
+    made = new_cell("markdown", plain(text), ["slide"], seed)
+    made.metadata.slideshow, made.metadata.lecture = slideshow, metadata
+    return made
+
+
+def notebooks(names, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "nbs").mkdir(parents=True)
+    shutil.copytree(ROOT / "nbs" / "images", folder / "nbs" / "images")
+    found = list(chapters_with_notes(names))
+    for path, nb, notes in found: nbformat.write(lecture(path, nb, notes), folder / "nbs" / path.name)
+    print(f"written to {folder}: {', '.join(path.stem for path, _, _ in found)}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["slides", "notebooks"])
     parser.add_argument("names", nargs="*", help="chapters, such as 03 (all that have notes without one)")
+    parser.add_argument("--to", type=Path, help="another folder")
     args = parser.parse_args()
-    slides(args.names)
+    if args.what == "slides": slides(args.names, args.to or ROOT / "dist" / "slides")
+    else: notebooks(args.names, args.to or ROOT / "dist" / "lecture")
