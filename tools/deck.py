@@ -1,11 +1,11 @@
 """Which parts of a chapter become slides, and how they share them out: `deck(notebook, notes)`.
 
-Rules, in this order. A heading begins a slide. Of a text stay the first sentence of a section, sentences with bold words,
-formulas, short lists and tables, and the question at its end. Code stays if it is short and teaches: not folded, and not
-mostly assertions and prints; of other cells stays what they print, if that is short. Each figure stays; a live figure has
-a slide of its own. What comes after a question on its slide is a fragment: it appears at the next key. Exercises are
-named, without code. The questions of the exit ticket, which the presenter's notes pick, come at the end with their
-answers. Where that is too much for one lecture, the parts of least value go.
+A heading begins a slide. Of a text these stay: the opening of a section, sentences with bold words, formulas, short
+lists and tables, what is said first about a figure or a result, and the question at the end. Code stays if it is short
+and teaches: it is not folded, and not mostly assertions and prints. Of other cells stays what they print, if that is
+short. Each figure stays; a live one has a slide of its own. What comes after a question on its slide is a fragment: it
+appears at the next key. Exercises are named, without code. The questions of the exit ticket, which the notes pick, come
+last with their answers. Where that is too much for one lecture, the parts of least worth go.
 
 A cell's tags overrule the rules: `slide` keeps its code, `no-slide` leaves the cell out.
 """
@@ -21,11 +21,14 @@ ROOM, WIDTH = 560, 1180     # pixels of a slide of 1280 × 720 below its title, 
 MOST = 38                   # slides of a lecture
 LONGEST = 230               # characters of a sentence on a slide
 SIZES = ((22, 15), (20, 18), (18, 22))     # sizes of code in pixels, and up to how many lines each is for
-# (kind of part, worth): what goes first when there is too much of it
-WORTH = {"live": 9, "figure": 8, "question": 7, "formula": 7, "lead": 6, "result": 6, "code": 5, "bold": 5, "list": 4, "remark": 3}
+WORTH = {"live": 9, "figure": 8, "question": 7, "formula": 7, "lead": 6, "result": 6, "code": 5, "bold": 5, "list": 4,
+         "remark": 3}       # what goes first when there is too much of it
 BACK = re.compile(r"(It|That|This|They|These|Those|So|But|And|Then|Both|Here|There|The same|Its|Their|Yet)\b")
-POINTS_AT_THE_PAGE = re.compile(r"(above|below)(?=[.,:;]|$)|(cell|code|figure|line|loop|picture|table|version)s? (above|below)|further down|"
-                                r"[Hh]ere (they|it) (is|are)|(this|next) cell|top of the page|for a page|on this page")
+POINTS_AT_THE_PAGE = re.compile(
+    r"(above|below)(?=[.,:;]|$)|(cell|code|figure|line|loop|picture|table|version)s? (above|below)|further down|"
+    r"[Hh]ere (they|it) (is|are)|(this|next) cell|top of the page|for a page|on this page")
+ASIDE = re.compile(r"\s*(assert|test_\w+\(|torch\.testing|print\(|f?\"|for .*: test_|fig\b|ax\w*\b|plt\.|show\w*\(|"
+                   r"with pytest)")
 
 
 @dataclass
@@ -62,22 +65,21 @@ def plain(text): return re.sub(r"(?<!!)\[([^\]]+)\]\([^)]*(?:\([^)]*\)[^)]*)?\)"
 
 
 def sentences(paragraph):
-    "A paragraph in sentences; formulas and code are never cut."
+    "A paragraph in sentences; formulas, code and what stands in brackets are never cut."
     kept = []
 
     def hide(match):
         kept.append(match[0])
         return f"\ue000{len(kept) - 1}\ue001"
 
-    hidden = re.sub(r"`[^`]*`|(?<!\\)\$[^$]+\$|\((?:[^()]|\([^()]*\))*\)", hide, " ".join(paragraph.split()))
-    hidden = re.sub(r"\b(e\.g|i\.e|et al|vs|Fig|St)\. ", "\\1.\ue002", hidden)
-    found = re.split(r"(?<=[.!?])(\*\*)? (?=[\"“*]*[A-Z\d\ue000])", hidden)
-    pieces = [found[0] + (found[1] or "")] if len(found) > 1 else found[:1]
-    for i in range(2, len(found), 2): pieces.append(found[i] + ((found[i + 1] or "") if i + 1 < len(found) else ""))
     def show(text):
         while "\ue000" in text: text = re.sub("\ue000(\\d+)\ue001", lambda place: kept[int(place[1])], text)
-        return text.replace("\ue002", " ").strip()
-    return [show(piece) for piece in pieces if piece.strip()]
+        return text.strip()
+
+    hidden = re.sub(r"`[^`]*`|(?<!\\)\$[^$]+\$|\((?:[^()]|\([^()]*\))*\)|\b(?:e\.g|i\.e|et al|vs|Fig|St)\. ", hide,
+                    " ".join(paragraph.split()))
+    ends = [match.end() for match in re.finditer(r"[.!?](\*\*)? (?=[\"“*]*[A-Z\d\ue000])", hidden)]
+    return [show(hidden[i:j]) for i, j in zip([0, *ends], [*ends, None], strict=True) if hidden[i:j].strip()]
 
 
 def lines_of(text, per_line=80):
@@ -127,34 +129,35 @@ def opening(said, enough=60, most=175):
 
 
 def text_parts(markdown, is_first, index):
-    "What stays of a Markdown cell."
-    found, before = [], None
+    "What stays of a Markdown cell; `is_first`: nothing of its section has been kept so far."
+    found, said = [], []                    # `said`: the sentences of the paragraph just before
     for kind, block in blocks(plain(markdown)):
-        if kind == "heading": continue
-        if kind == "paragraph":
-            if re.match(r"\*\*Predict", block):
-                found.append(Part("question", height_of(block), block, after=index))
-            else: found += paragraph_parts(block, is_first, index)
-            is_first = False
-        elif kind == "formula":
-            rows = block.count(r"\\") - block.count(r"\\[") if "\\begin" in block else 0
-            formula = Part("formula", 92 + 46 * rows, block, after=index)
-            if found and before == "paragraph" and last and found[-1].text.endswith(last[:-1] + "."): found.pop()
-            if before == "paragraph" and usable(last):
-                formula.text, formula.height = f"{last}\n\n{block}", formula.height + height_of(last)
-            found.append(formula)
-        elif kind == "list":
-            if found and found[-1].text.startswith("**Predict"):
-                items = "\n".join(f"{i}. {' '.join(item.split())}" for i, item in
-                                  enumerate(filter(str.strip, re.split(r"(?m)^(?:[-*]|\d+\.) ", block)), 1))
-                found[-1].text += "\n\n" + items
-                found[-1].height += sum(map(height_of, items.split("\n")))
-            elif 1 < len(items := items_of(block)) <= 6:
-                found.append(Part("list", sum(map(height_of, items)), "\n".join(f"- {item}" for item in items), after=index))
+        if kind == "paragraph" and block.startswith("**Predict"):
+            found.append(Part("question", height_of(block), block, after=index))
+        elif kind == "paragraph": found += paragraph_parts(block, is_first, index)
+        elif kind == "formula": found.append(formula_part(block, found, said, index))
+        elif kind == "list" and found and found[-1].text.startswith("**Predict"):
+            items = [" ".join(item.split()) for item in re.split(r"(?m)^(?:[-*]|\d+\.) ", block) if item.strip()]
+            found[-1].text += "\n\n" + "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
+            found[-1].height += sum(map(height_of, items))
+        elif kind == "list" and 1 < len(items := items_of(block)) <= 6:
+            text = "\n".join(f"- {item}" for item in items)
+            found.append(Part("list", sum(map(height_of, items)), text, after=index))
         elif kind == "table" and block.count("\n") <= 9:
             found.append(Part("list", table_height(block), block, after=index))
-        before, last = kind, sentences(block)[-1] if kind == "paragraph" else ""
+        if kind == "paragraph": is_first = False
+        said = sentences(block) if kind == "paragraph" else []
     return found
+
+
+def formula_part(formula, found, said, index):
+    "A formula with the sentence that leads to it; that one is then not kept for itself."
+    rows = formula.count(r"\\") if "\\begin" in formula else 0
+    part = Part("formula", 92 + 46 * rows, formula, after=index)
+    if said and usable(said[-1]):
+        if found and found[-1].text.endswith(said[-1][:-1] + "."): found.pop()
+        part.text, part.height = f"{said[-1]}\n\n{formula}", part.height + height_of(said[-1])
+    return part
 
 
 def remark(markdown):
@@ -176,9 +179,9 @@ def usable(sentence):
             and sentence.count("**") % 2 == 0)
 
 
-def paragraph_parts(paragraph, is_first, index, after_figure=False):
-    """The sentences of a paragraph that are for a slide: its opening, if it opens a section; bold ones, with the one before
-    if they point back to it; a question at the end."""
+def paragraph_parts(paragraph, is_first, index):
+    """The sentences of a paragraph that are for a slide: its opening, if it opens a section; bold ones, with the one
+    before if they point back to it; a question at the end."""
     said, found = sentences(paragraph), []
     for i, sentence in enumerate(said):
         question = i == len(said) - 1 and sentence.endswith("?")
@@ -208,10 +211,9 @@ def teaches(source):
     "Is a cell's code for a slide: short, and not mostly checks, prints and plots?"
     lines = [line for line in source.split("\n") if line.strip() and not line.startswith("#|")]
     if not lines or len(lines) > SIZES[-1][1] or max(map(len, lines)) > 100: return False
-    aside = re.compile(r"\s*(assert|test_\w+\(|torch\.testing|print\(|f?\"|for .*: test_|fig\b|ax\w*\b|plt\.|show\w*\(|with pytest)")
     defines = re.search(r"(?m)^(#\||def |class )", source)
-    return sum(bool(aside.match(line)) for line in lines) <= .45 * len(lines) and bool(
-        defines or re.search(r"(?m)^\s*(for|while) ", source) and not re.search(r"\bassert|\btest_\w+\(", source))
+    loops = re.search(r"(?m)^\s*(for|while) ", source) and not re.search(r"\bassert|\btest_\w+\(", source)
+    return bool(defines or loops) and sum(bool(ASIDE.match(line)) for line in lines) <= .45 * len(lines)
 
 
 def picture_of(cell): return next((out for out in cell.outputs if "image/png" in out.get("data", {})), None)
@@ -222,27 +224,35 @@ def shape_of(png):
     return struct.unpack(">II", base64.b64decode(png[:64])[16:24])
 
 
+def result_height(cell):
+    "How high is what a cell printed? 0 for nothing, None if it is not for a slide."
+    text = printed(cell).strip("\n")
+    if not text: return 0
+    lines = text.split("\n")
+    if len(lines) > 12 or max(map(len, lines)) > 96 or "measured by" in text: return None
+    return 26 * len(lines) + 24
+
+
 def code_part(cell, index):
     "What stays of a code cell, or None."
     tags = set(cell.metadata.get("tags", []))
     if tags & {"no-slide", "exercise", "check", "solution"}: return None
     if any(LIVE in out.get("data", {}) for out in cell.outputs):
         return Part("live", ROOM, cell=index, outputs=True, after=index)
-    text = printed(cell).strip("\n")
-    result = 26 * (text.count("\n") + 1) + 24 if text else 0
-    if text and (text.count("\n") > 11 or max(map(len, text.split("\n"))) > 104 or "measured by" in text): result = None
+    result, folded = result_height(cell), "hide-input" in tags
     if picture := picture_of(cell):
         width, height = shape_of(picture.data["image/png"])
-        return Part("figure", int(min(340, WIDTH * height / width)) + 50 + (result or 0), cell=index, outputs=True, after=index)
-    folded = "hide-input" in tags
+        figure = int(min(340, WIDTH * height / width)) + 50 + (result or 0)
+        return Part("figure", figure, cell=index, outputs=True, after=index)
     if "slide" in tags or not folded and teaches(cell.source):
         lines = cell.source.rstrip().split("\n")
-        size = next((size for size, most in SIZES if len(lines) <= most and max(map(len, lines)) * size * .6 < WIDTH - 24),
-                    SIZES[-1][0])
+        wide = max(map(len, lines)) * .6
+        size = next((size for size, most in SIZES if len(lines) <= most and size * wide < WIDTH - 24), SIZES[-1][0])
         code = int(size * 1.3 * len(lines)) + 30
         fits = bool(result) and code + result <= ROOM
-        return Part("code", code + (result if fits else 0), cell=index, source=True, outputs=fits, size=size, after=index,
-                    exported=cell.source.startswith("#|"))
+        if code <= ROOM + 60:       # alone on its slide it may go down to the edge
+            return Part("code", code + (result if fits else 0), cell=index, source=True, outputs=fits, size=size,
+                        after=index, exported=cell.source.startswith("#|"))
     if result and not folded: return Part("result", result, cell=index, outputs=True, after=index)
     return None
 
@@ -274,23 +284,25 @@ def pack(sections):
     "Share the parts of each section out to slides."
     slides = []
     for heading, parts in sections:
-        title, slide, asked = heading.lstrip("# "), None, False
+        slide = None
         for part in parts:
             full = slide is None or slide.closed or part.kind == "live" or slide.height + part.height > ROOM
             if full and part.kind == "remark": continue
             if full:
-                last = slide and slide.parts[-1]
-                slide, asked = Slide(title, heading), False
-                if last and last.kind == "question" and part.kind != "live" and not last.text.startswith("**Predict"):
-                    if len(slides[-1].parts) > 1 and part.height + last.height <= ROOM:      # a question goes with its answer
-                        slide.parts.append(slides[-1].parts.pop())
-                        asked = True
+                before, slide = slide, Slide(heading.lstrip("# "), heading)
+                if before and goes_along(before, part): slide.parts.append(before.parts.pop())
                 slides.append(slide)
-            slide.closed = part.kind == "live" or part.text.startswith("**Predict")
-            part.fragment = asked and part.cell is not None
-            asked = asked or part.kind == "question"
+            part.fragment = part.cell is not None and any(other.kind == "question" for other in slide.parts)
             slide.parts.append(part)
+            slide.closed = part.kind == "live" or part.text.startswith("**Predict")
     return slides
+
+
+def goes_along(slide, part):
+    "A question at the end of a full slide goes to the next one, together with its answer."
+    last = slide.parts[-1]
+    return (last.kind == "question" and not slide.closed and part.kind != "live" and len(slide.parts) > 1
+            and part.height + last.height <= ROOM)
 
 
 def worth(part):
@@ -298,7 +310,8 @@ def worth(part):
     return WORTH[part.kind] + 1.5 * part.exported - len(part.text) / 1000 - (part.kind == "result") * part.height / 400
 
 
-def without(sections, lost): return [(heading, [part for part in parts if part is not lost]) for heading, parts in sections]
+def without(sections, lost):
+    return [(heading, [part for part in parts if part is not lost]) for heading, parts in sections]
 
 
 def title_slide(nb):
@@ -314,26 +327,21 @@ def ending(nb, notes):
     "Exercises by name, the summary, and the questions of the exit ticket with their answers."
     start = next((i for i, cell in enumerate(nb.cells) if re.search(r"(?m)^## Exercise", cell.source)), len(nb.cells))
     text = "\n\n".join(plain(cell.source) for cell in nb.cells[start:] if cell.cell_type == "markdown")
-    names = re.findall(r"(?m)^### (.*)$", text)
     last = len(nb.cells) - 1
-    if names: yield Slide("Exercises", "## Exercises", [Part("list", 50 * len(names), "\n".join(names if names[0][0] == "1" else [f"- {name}" for name in names]), after=start)])
+    if names := re.findall(r"(?m)^### (.*)$", text):
+        tasks = "\n".join(name if name[0].isdigit() else f"- {name}" for name in names)
+        yield Slide("Exercises", "## Exercises", [Part("list", 50 * len(names), tasks, after=start)])
     if summary := re.search(r"(?ms)^## Summary\n(.*?)(?=^## |\Z)", text):
-        points, parts = items_of(summary[1].strip()), []
-        for point in points: parts.append(Part("list", height_of(point), f"- {point}", after=last))
-        slide = None
-        for part in parts:
-            if slide is None or slide.height + part.height > ROOM:
-                if slide: yield slide
-                slide = Slide("Summary", "## Summary")
-            slide.parts.append(part)
-        if slide: yield slide
-    questions, answers = numbered(re.sub(r"(?s)<details>.*", "", questionnaire(text))), numbered(
-        "".join(re.findall(r"(?s)<details>(.*?)</details>", questionnaire(text))))
+        points = [Part("list", height_of(point), f"- {point}", after=last) for point in items_of(summary[1].strip())]
+        yield from pack([("## Summary", points)])
+    asked = questionnaire(text)
+    questions, answers = numbered(re.sub(r"(?s)<details>.*", "", asked)), numbered(
+        "".join(re.findall(r"(?s)<details>(.*?)</details>", asked)))
     for number in ticket(notes, questions):
         question, answer = questions[number], answers.get(number)
         parts = [Part("question", height_of(question), f"**{number}.** {question}", after=last)]
         if answer: parts.append(Part("answer", height_of(answer), answer, after=last, fragment=True))
-        yield Slide("Exit ticket", "## Questionnaire", parts, "ticket")
+        yield Slide("Exit ticket", "## Questionnaire", parts)
 
 
 def questionnaire(text):
@@ -357,12 +365,12 @@ def deck(nb, notes=()):
     "The slides of a chapter."
     notes = dict(notes)
     sections, first, last = lesson(nb), title_slide(nb), list(ending(nb, notes))
-    heading_of = {id(part): heading for heading, parts in sections for part in parts}
     while len(slides := pack(sections)) > MOST - 1 - len(last):
-        crowd = Counter(slide.heading for slide in slides)
-        losable = sorted((part for _, parts in sections for part in parts if part.kind not in ("live", "figure", "remark")),
-                         key=lambda part: worth(part) - .4 * crowd[heading_of[id(part)]])
+        crowd = Counter(slide.heading for slide in slides)              # where there are many, one is missed least
+        losable = sorted(((worth(part) - .4 * crowd[heading], i, part) for heading, parts in sections
+                          for i, part in enumerate(parts) if part.kind not in ("live", "figure", "remark")),
+                         key=lambda entry: entry[:2])
         if not losable: break
-        saves = (part for part in losable[:12] if len(pack(without(sections, part))) < len(slides))
-        sections = without(sections, next(saves, losable[0]))
-    return [first, *slides, *last]
+        saves = (part for _, _, part in losable[:12] if len(pack(without(sections, part))) < len(slides))
+        sections = without(sections, next(saves, losable[0][2]))
+    return [first, *pack(sections), *last]

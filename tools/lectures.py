@@ -1,7 +1,7 @@
 """The chapters as lectures.
 
-    python tools/lectures.py slides [03 06]     dist/slides/NN_name.html: a deck in one file, which opens by double-click
-    python tools/lectures.py notebooks 03 06    dist/lecture/: notebooks for `make lecture`, with slides between their cells
+    python tools/lectures.py slides [03 06]     dist/slides/NN_name.html: each deck in one file, for a double-click
+    python tools/lectures.py notebooks 03 06    dist/lecture/: notebooks for `make lecture`, slides between their cells
 
 What becomes a slide is decided in `tools/deck.py`; what the presenter says is in `book/notes/`.
 """
@@ -36,18 +36,25 @@ def html_of(markdown):
     return re.sub("\ue000(\\d+)\ue001", lambda place: formulas[int(place[1])], html)
 
 
-def notes_html(slide, notes):
+def sections_of(slides, notes):
+    "The section of each slide: its own heading, or, where the notes do not name that, the last one that they name."
+    section, found = "", []
+    for slide in slides:
+        if slide.heading in notes: section = slide.heading
+        found.append(section)
+    return found
+
+
+def notes_html(section, notes):
     "What the presenter reads beside a slide: the notes of its section, or the plan of the whole lecture."
-    if slide.kind == "title": return html_of(plan_of(notes)) if notes else ""
-    minutes, said = notes.get(slide.heading, (0, ""))
-    return f"<p><em>{escape(slide.heading.lstrip('# '))}: {minutes} min.</em></p>{html_of(said)}" if said else ""
+    if not section: return html_of(plan_of(notes)) if notes else ""
+    minutes, said = notes[section]
+    return f"<p><em>{escape(section.lstrip('# '))}: {minutes} min.</em></p>{html_of(said)}"
 
 
-def seconds_of(slides, notes):
+def seconds_of(sections, notes):
     "How long each slide may take: the slides of a section share its minutes."
-    count = {}
-    for slide in slides: count[slide.heading] = count.get(slide.heading, 0) + 1
-    return [round(60 * notes.get(slide.heading, (0,))[0] / count[slide.heading]) for slide in slides]
+    return [round(60 * notes[section][0] / sections.count(section)) if section else 0 for section in sections]
 
 
 def caption_of(cell):
@@ -85,18 +92,18 @@ def part_html(part, cells):
 
 def page(nb, notes, reveal):
     "A deck as one HTML file."
-    slides = deck(nb, notes)
-    seconds, sections = seconds_of(slides, notes), []
-    for slide, timing in zip(slides, seconds, strict=True):
+    slides, pieces = deck(nb, notes), []
+    sections = sections_of(slides, notes)
+    for slide, section, timing in zip(slides, sections, seconds_of(sections, notes), strict=True):
         body = "".join(part_html(part, nb.cells) for part in slide.parts)
         kind = f"{slide.kind} roomy" if slide.roomy else slide.kind
         title = html_of(slide.title).strip().removeprefix("<p>").removesuffix("</p>")
-        sections.append(f'<section class="deck {kind}" data-timing="{timing}"><h2>{title}</h2>{body}'
-                        f'<aside class="notes">{notes_html(slide, notes)}</aside></section>')
+        pieces.append(f'<section class="deck {kind}" data-timing="{timing}"><h2>{title}</h2>{body}'
+                      f'<aside class="notes">{notes_html(section, notes)}</aside></section>')
     style = reveal["reveal.css"] + HtmlFormatter().get_style_defs(".code") + reveal["slides.css"]
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(slides[0].title)}</title>\n'
             f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>\n'
-            f'<body><div class="reveal"><div class="slides">\n{chr(10).join(sections)}\n</div></div>\n'
+            f'<body><div class="reveal"><div class="slides">\n{chr(10).join(pieces)}\n</div></div>\n'
             f'<script>{reveal["reveal.js"]}</script>\n<script>{reveal["notes.js"]}</script>\n<script>'
             'Reveal.initialize({width: 1280, height: 720, margin: 0, center: false, hash: true, transition: "none", '
             'slideNumber: "c/t", pdfSeparateFragments: false, plugins: [RevealNotes]});</script></body></html>\n')
@@ -111,7 +118,8 @@ def chapters_with_notes(names):
 def slides(names, folder):
     folder.mkdir(parents=True, exist_ok=True)
     reveal = {path.name: path.read_text().replace("</script", "<\\/script") for path in REVEAL.iterdir()}
-    for path, nb, notes in chapters_with_notes(names): (folder / f"{path.stem}.html").write_text(page(nb, notes, reveal))
+    for path, nb, notes in chapters_with_notes(names):
+        (folder / f"{path.stem}.html").write_text(page(nb, notes, reveal))
     print(f"written to {folder}: open one in a browser; s opens the presenter's window, f fills the screen")
 
 
@@ -119,22 +127,25 @@ def outline(slide, cells):
     "What is on a slide, in short, for the presenter who sees it coming."
     pieces = []
     for part in slide.parts:
-        if part.cell is None: pieces.append(html_of(part.text))
-        elif part.source: pieces.append(f"<pre>{escape(chr(10).join(cells[part.cell].source.split(chr(10))[:6]))}</pre>")
-        elif part.kind == "result": pieces.append(f"<pre>{escape(printed(cells[part.cell])[:400])}</pre>")
-        else: pieces.append(f"<p>[{'live figure' if part.kind == 'live' else 'figure'}] {escape(caption_of(cells[part.cell]))}</p>")
+        cell = None if part.cell is None else cells[part.cell]
+        if cell is None: pieces.append(html_of(part.text))
+        elif part.source: pieces.append(f"<pre>{escape(cell.source[:400])}</pre>")
+        elif part.kind == "result": pieces.append(f"<pre>{escape(printed(cell)[:400])}</pre>")
+        else: pieces.append(f"<p>[{'live ' * (part.kind == 'live')}figure] {escape(caption_of(cell))}</p>")
     return "".join(pieces)
 
 
 def lecture(path, nb, notes):
-    """The chapter with its slides between its cells. All cells stay, so that the whole of it runs; those that are on no slide
-    are skipped by the deck. There are no solutions, and notes are in the metadata, where no hall sees them."""
+    """The chapter with its slides between its cells. All cells stay, so that the whole of it runs; the deck skips those
+    that are on no slide. There are no solutions, and notes are in the metadata, where no hall sees them."""
     slides = deck(nb, notes)
+    sections = sections_of(slides, notes)
     before, after = {}, {}          # cells to put before a cell of the chapter, and after it
     for cell in nb.cells: cell.metadata.slideshow = {"slide_type": "skip"}
-    for number, (slide, seconds) in enumerate(zip(slides, seconds_of(slides, notes), strict=True)):
-        title = {"title": plain(slide.title).replace("`", ""), "section": slide.heading, "seconds": seconds,
-                 "minutes": notes.get(slide.heading, (0,))[0], "notes": notes_html(slide, notes),
+    timed = zip(slides, sections, seconds_of(sections, notes), strict=True)
+    for number, (slide, section, seconds) in enumerate(timed):
+        title = {"title": plain(slide.title).replace("`", ""), "section": section, "seconds": seconds,
+                 "notes": notes_html(section, notes),
                  "outline": outline(slide, nb.cells), **({"look": "title"} if slide.kind == "title" else {})}
         at_cell = slide.parts[0].cell
         head = slide_cell(f"## {slide.title}", f"{path.stem} {number}", {"slide_type": "slide"}, title)
@@ -149,6 +160,7 @@ def lecture(path, nb, notes):
                 cell.metadata.pop("jupyter", None)
             else:
                 look = {"look": part.kind} if part.kind in ("question", "answer") else {}
+                if slide.roomy: look["roomy"] = True
                 text = slide_cell(part.text, f"{path.stem} {number} {place}", kind, look)
                 after.setdefault(part.after, []).append(text)
     cells = []

@@ -10,8 +10,8 @@ FIRST = min((LECTURE / "nbs").glob("*.ipynb")).name
 sys.path.insert(0, str(ROOT))
 load_subconfig("jupyter_server_config.py", path=str(ROOT / "tools"))  # noqa: F821 (Jupyter gives it, and `c`)
 
-# An instructor's own JupyterLab stays as it is: a deck leaves traces in settings and workspaces. All cells are there from the
-# beginning, since the deck wants that, and JupyterLab fails where it has to change its mind while it opens a notebook.
+# An instructor's own JupyterLab stays as it is: a deck leaves traces in settings and workspaces. All cells are there
+# from the beginning, since the deck wants that, and JupyterLab fails where that changes while a notebook opens.
 for name, values in {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
                      "notebook-extension/tracker": {"windowingMode": "none"}}.items():
     path = LECTURE / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"

@@ -1,6 +1,6 @@
 """A part of the Jupyter server while a lecture is given: the presenter's page, and a hub between it and the deck.
 
-What one of them sends, all others get; so a page on a second screen, a tablet or a phone follows the deck, and turns it.
+What one of them sends, all others get. So a page on a second screen, a tablet or a phone follows the deck and turns it.
 """
 from pathlib import Path
 

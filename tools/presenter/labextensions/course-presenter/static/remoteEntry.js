@@ -51,7 +51,7 @@
     if (!pictures.length) return;
     const height = () => cells.reduce((sum, node) => sum + node.getBoundingClientRect().height, 0);
     panel.node.style.setProperty("--figure", "0px");
-    const free = window.innerHeight * .955 - height();
+    const free = window.innerHeight * .94 - height();
     panel.node.style.setProperty("--figure", `${Math.max(100, Math.floor(free / pictures.length))}px`);
   }
 
@@ -119,11 +119,12 @@
     if (opened.node.dataset.courseBegun) return moved();
     opened.node.dataset.courseBegun = "yes";
     opened.content.widgets.forEach(cell => {
-      const {source, outputs, size, live, look} = lecture(cell);
+      const {source, outputs, size, live, look, roomy} = lecture(cell);
       if (source === false) cell.node.dataset.courseSource = "no";
       if (outputs === false) cell.node.dataset.courseOutputs = "no";
       if (live) cell.node.dataset.courseLive = "yes";
       if (size) cell.node.style.setProperty("--code-size", size);
+      if (roomy) cell.node.dataset.courseRoomy = "yes";
       if (look) cell.node.dataset.courseLook = look;
     });
     opened.content.activeCellChanged.connect(moved);
