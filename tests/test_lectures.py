@@ -134,3 +134,17 @@ def test_sentences(text, expected): assert deck.sentences(text) == expected
     ("def f(): pass\n" + "assert f() is None\n" * 3, False), ("def f():\n" + "    a = 1\n" * 30, False),
 ])
 def test_which_code_teaches(source, expected): assert deck.teaches(source) is expected
+
+
+def test_the_page_for_instructors_counts_as_the_notes_do():
+    "Minutes of chapters, weeks and days."
+    text = (ROOT / "book" / "instructors.md").read_text()
+    minutes = {name[:2]: sum(minutes for minutes, _ in read(name)[1].values()) for name in CHAPTERS}
+    chapters_said = re.findall(r"(?m)^\| (\d\d) [A-Z][^|]*\| (\d+) \|", text)
+    assert {number: int(said) for number, said in chapters_said} == {n: minutes[n] for n, _ in chapters_said}
+    assert len(chapters_said) >= 18
+    plans = re.findall(r"(?m)^\| \d+ \| ([\d, or]+) \| (\d+) \|", text)
+    assert len(plans) == 14
+    for named, said in plans:
+        taken = re.findall(r"\d\d", named)
+        assert int(said) == (max if " or " in named else sum)(minutes[number] for number in taken), named

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("jupyterlab_slideshow")
 from test_browser import CHROMIUM, FLAGS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,12 +265,14 @@ def test_code_on_a_slide_is_edited_and_run_there(lecture):
         const panel = jupyterapp.shell.currentWidget, cells = panel.content.widgets;
         const at = cells.findIndex(cell => cell.model.type === "code" && cell.model.getMetadata("lecture")?.source
                                            && cell.model.getMetadata("slideshow").slide_type === undefined);
+        if (at < 0) return at;
         panel.content.activeCellIndex = at;
         window.code_before = cells[at].model.sharedModel.getSource();
         cells[at].model.sharedModel.setSource("print(6 * 7)");
         cells[at].node.focus();
         return at;
     }""")
+    if place < 0: pytest.skip("no slide of this chapter shows code")
     page.keyboard.press("Shift+Enter")
     page.wait_for_function(f"""JSON.stringify(jupyterapp.shell.currentWidget.content.widgets[{place}].model.outputs.toJSON())
                                .includes("42\\\\n")""", timeout=60_000)
