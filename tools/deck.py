@@ -26,7 +26,7 @@ WORTH = {"live": 9, "figure": 8, "question": 7, "formula": 7, "lead": 6, "result
 BACK = re.compile(r"(It|That|This|They|These|Those|So|But|And|Then|Both|Here|There|The same|Its|Their|Yet)\b")
 POINTS_AT_THE_PAGE = re.compile(
     r"(above|below)(?=[.,:;]|$)|(cell|code|figure|line|loop|picture|table|version)s? (above|below)|further down|"
-    r"[Hh]ere (they|it) (is|are)|(this|next) cell|top of the page|for a page|on this page")
+    r"\b[Hh]ere (they|it) (is|are)|\bBelow (is|are|you)|(this|next) cell|top of the page|for a page|on this page")
 ASIDE = re.compile(r"\s*(assert|test_\w+\(|torch\.testing|print\(|f?\"|for .*: test_|fig\b|ax\w*\b|plt\.|show\w*\(|"
                    r"with pytest)")
 

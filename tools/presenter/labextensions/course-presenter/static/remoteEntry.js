@@ -41,7 +41,8 @@
 
   // Figures take the room that the rest of the slide leaves; keys in their controls belong to these alone.
   function fit() {
-    if (!panel || panel.isDisposed) return;
+    if (!panel || panel.isDisposed || !panel.node.classList.contains("jp-Deck")) return;
+    panel.node.querySelectorAll(".jp-Notebook, .jp-WindowedPanel-outer").forEach(node => { node.scrollTop = 0; });
     const cells = panel.content.widgets.map(cell => cell.node).filter(node => node.classList.contains("jp-deck-mod-onscreen"));
     const pictures = cells.flatMap(node => [...node.querySelectorAll("img")]).filter(
       image => image.offsetParent && !(image.naturalWidth === 1 && image.naturalHeight === 1));
