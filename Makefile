@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8888
+HOST ?= localhost
 BROWSER ?= yes
 BIN = $(VENV)/bin
 CELL_TIMEOUT = 120
@@ -23,7 +24,7 @@ test nbval test-colab: export OMP_NUM_THREADS = 1
 test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor
+.PHONY: help lab test nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor slides lecture
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,10 +38,13 @@ define install
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
 endef
 
-# What reading takes, and what developing takes besides.
+# What reading takes, and what lecturing and developing take besides.
 $(VENV)/.notebooks: pyproject.toml constraints.txt
 	$(call install,notebooks)
 	@touch $@
+$(VENV)/.lectures: pyproject.toml constraints.txt
+	$(call install,lectures)
+	@touch $@ $(VENV)/.notebooks
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,dev)
 	@touch $@ $(VENV)/.notebooks
@@ -98,6 +102,14 @@ student: $(VENV)/.installed  ## what students get: notebooks without solutions, 
 
 instructor: $(VENV)/.installed  ## the same with solutions, in dist/instructor
 	$(BIN)/python tools/editions.py instructor
+
+lecture: $(VENV)/.lectures  ## give a chapter as a lecture in JupyterLab: make lecture NB="03 06" (PORT, BROWSER=no, HOST=0.0.0.0)
+	$(BIN)/python tools/lectures.py notebooks $(NB)
+	$(BIN)/jupyter lab --port=$(PORT) --ip=$(HOST) --config=tools/presenter/jupyter_server_config.py \
+	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+slides: $(VENV)/.installed  ## the chapters as slides, a file each that needs no network, in dist/slides (NB="03 06")
+	$(BIN)/python tools/lectures.py slides $(NB)
 
 gpu: $(VENV)/.installed  ## what needs a GPU: tests marked gpu, benchmarks (GPU=--cpu: the same tests on the CPU)
 	$(BIN)/python tools/gpu.py $(GPU)
