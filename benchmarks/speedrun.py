@@ -1,13 +1,13 @@
 """Digits to a mean of 99 %: chapter 18's recipe against that of train_mnist_fast.
 
 train_mnist_fast (github.com/tuomaso/train_mnist_fast) went from minutes to .76 seconds on a GPU. Its settings, written
-out anew here: convolution 1 → 24 5×5, pool, convolution 24 → 32 3×3, pool, linear 800 → 256 → 10, ReLU; one epoch of the
-60,000 images in their own order, 256 a batch; torch's Adam, betas .7 and .9, OneCycleLR up to .01. Ours is `FASTEST`, as
-`python -m course_lib.speedrun` trains it: 400 batches of 128, from the images left when 5,000 are cut off. Both have
-their images in memory, normalised. The clock starts before the network is made and stops after the last step; judging on
-the test images does not count. They take turns, seed by seed, with one thread, after a round that does not count. Both
-lengths were fixed beforehand; if a mean misses the goal, that is said. Without MNIST the digits that come with the course
-take its place, which says little.
+out anew here: convolution 1 → 24 5×5, pool, convolution 24 → 32 3×3, pool, linear 800 → 256 → 10, ReLU; one epoch of
+the 60,000 images in their own order, 256 a batch; torch's Adam, betas .7 and .9, OneCycleLR up to .01. Ours is
+`FASTEST`, as `python -m course_lib.speedrun` trains it: 400 batches of 128, from the images left when 5,000 are cut
+off. Both have their images in memory, normalised. The clock starts before the network is made and stops after the last
+step; judging on the test images does not count. They take turns, seed by seed, with one thread, after a round that does
+not count. Both lengths were fixed beforehand; if a mean misses the goal, that is said. Without MNIST the digits that
+come with the course take its place, which says little.
 """
 import statistics
 import time
