@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,44 @@ def check_ladder(target, ladder, accuracies):
         raise ValueError(f"ladder must be rising numbers of steps, such as [200, 300, 400], not {described(ladder)}.")
     if len(accuracies) != len(ladder) or not all(len(row) for row in accuracies):
         raise ValueError(f"accuracies must hold a row of seeds for each of the {len(ladder)} rungs of the ladder.")
+
+
+class Times:
+    """Steps and seconds to the target, by team (a set of tricks), from what `data/speedrun.py` measured on a data set.
+
+    found: its part of the file; steps_to: `(target, ladder, accuracies [rungs][seeds]) -> steps`, inf where none is there.
+    """
+    trained = "strides", "batchnorm", "one_cycle"       # what changes the number of steps
+    players = "in_memory", "channels_last", *trained
+
+    def __init__(self, found, steps_to):
+        self.found, self.steps_to, self.known = found, steps_to, {}
+        ladders = (arm["accuracies"] for arm in found["arms"].values())
+        self.n_seeds = len(next(iter(next(ladders).values())))
+
+    def named(self, team, among): return " ".join(name for name in among if name in team) or "none"
+
+    def steps(self, team, rows=None):
+        """`(steps, True)`, or `(those of the longest rung, False)` for a team that takes more.
+
+        rows: places of the seeds to use; a list that is not changed afterwards.
+        """
+        name = self.named(team, (*self.trained, "smoothing"))
+        key = name, tuple(rows) if rows is not None else None
+        if key not in self.known:
+            accuracies, seeds = self.found["arms"][name]["accuracies"], range(self.n_seeds) if rows is None else rows
+            ladder = [int(rung) for rung in accuracies]
+            steps = self.steps_to(self.found["target"], ladder, [[row[i] for i in seeds] for row in accuracies.values()])
+            self.known[key] = (steps, True) if math.isfinite(steps) else (ladder[-1], False)
+        return self.known[key]
+
+    def ms(self, team): return self.found["ms_a_step"][self.named(team, self.players[:4])][0]
+
+    def seconds(self, team, rows=None): return self.steps(team, rows)[0] * self.ms(team) / 1000
+
+    def halvings(self, team, rows=None):
+        "How often the time of the plain recipe is halved."
+        return math.log2(self.seconds((), rows) / self.seconds(team, rows))
 
 
 def finish(x):
@@ -101,3 +140,18 @@ def said_number(at_least, whole=True):
         if not math.isfinite(value) or value < at_least or not whole and value <= at_least: raise argparse.ArgumentTypeError(expected)
         return value
     return read
+
+
+def read_arguments(argv=None):
+    "The command line of `python -m course_lib.speedrun`; what is wrong in it ends the command with a sentence."
+    parser = argparse.ArgumentParser("python -m course_lib.speedrun", description=(
+        "Train the fastest recipe of chapter 18 on digits, and print time and accuracy of each run."))
+    parser.add_argument("--runs", type=said_number(1), default=3, help="how many, each with a seed of its own (3)")
+    parser.add_argument("--seed", type=said_number(0), default=0, help="the first run's seed (0)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=said_number(2), default=400, help="batches of 128 (400)")
+    length.add_argument("--epochs", type=said_number(0, whole=False), help="the length in epochs, such as 0.9")
+    parser.add_argument("--threads", type=said_number(1), help="of the processor; by default as many as torch takes")
+    parser.add_argument("--board", type=Path, help="a leaderboard's file to enter the runs in")
+    parser.add_argument("--name", default="fastest", help="what the board calls them (fastest)")
+    return parser.parse_args(argv)
