@@ -138,7 +138,9 @@ def measure(name, seeds, start):
     def save(): save_results("speedrun", parts_so_far("speedrun") | {name: found}, start, how(name), indent=None)
     for tricks in ARMS:
         arm = found["arms"].setdefault(named(tricks), {})
-        if "lr" not in arm: arm |= tuned(tricks, dls, settings)
+        if "lr" not in arm:
+            arm |= tuned(tricks, dls, settings)
+            save()
         recipe = recipe_with([*FREE, *tricks], lr=arm["lr"], batch_size=settings["batch_size"])
         (climb if "one_cycle" in tricks else follow)(arm, recipe, dls, settings, list(seeds), save)
         save()

@@ -13,7 +13,7 @@ BADGE = "[![Open this chapter in Colab](images/open-in-colab.svg)](https://colab
 VIEW = "application/vnd.jupyter.widget-view+json"
 EXPORTED = {"00": 40, "01": 160, "02": 160, "03": 130, "04": 90, "05": 170,
             "06": 260, "07": 260, "08": 260, "09": 320, "10": 220, "11": 260, "12": 300, "13": 300,
-            "14": 300, "15": 300, "16": 300, "17": 300}
+            "14": 300, "15": 300, "16": 300, "17": 300, "18": 300}
 SECTIONS = ["Summary", "Questionnaire", "Further reading"]
 
 

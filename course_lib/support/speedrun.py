@@ -39,11 +39,12 @@ def check_team(players):
 
 def check_ladder(target, ladder, accuracies):
     "`ValueError` for a ladder that does not rise or has another number of rungs than the accuracies."
-    ladder = list(ladder)
-    if not ladder or any(b <= a for a, b in zip(ladder, ladder[1:])) or ladder[0] <= 0:
-        raise ValueError(f"ladder must be rising numbers of steps, such as [200, 300, 400], not {described(ladder)}.")
-    if len(accuracies) != len(ladder) or not all(len(row) for row in accuracies):
-        raise ValueError(f"accuracies must hold a row of seeds for each of the {len(ladder)} rungs of the ladder.")
+    try: rises = 0 < ladder[0] and ladder[-1] < math.inf and all(a < b for a, b in zip(ladder, ladder[1:]))
+    except (TypeError, IndexError, KeyError): rises = False
+    if not rises: raise ValueError(f"ladder must be rising numbers of steps, such as [200, 300, 400], not {described(ladder)}.")
+    try: fits = len(accuracies) == len(ladder) and all(len(row) and math.isfinite(sum(row)) for row in accuracies)
+    except TypeError: fits = False
+    if not fits: raise ValueError(f"accuracies must hold a row of seeds, finite numbers, for each of the {len(ladder)} rungs of the ladder.")
 
 
 class Times:
@@ -99,6 +100,9 @@ def machine():
 def entry_of(name, recipe, runs, n_steps):
     "What a leaderboard says of these runs of a recipe: a dict of plain values."
     if not runs: raise ValueError("There are no runs to enter.")
+    if odd := [run for run in runs if not isinstance(run, tuple) or not math.isfinite(run.seconds + run.accuracy)]:
+        raise ValueError(f"runs must be a list of `Run`s with finite seconds and accuracy, not {described(odd[0])}.")
+    if not hasattr(recipe, "_asdict"): raise ValueError(f"recipe must be a `Recipe`, not {described(recipe)}.")
     return {"name": name, "seconds": statistics.median(run.seconds for run in runs),
             "accuracy": statistics.fmean(run.accuracy for run in runs), "runs": len(runs), "n_steps": n_steps,
             "seeds": [run.seed for run in runs], "recipe": recipe._asdict(), "machine": machine(),
@@ -108,13 +112,15 @@ def entry_of(name, recipe, runs, n_steps):
 def entries_in(path):
     "The entries of a leaderboard's file, [] if there is none; `ValueError` names a line that is none."
     if not path.exists(): return []
+    if not path.is_file(): raise ValueError(f"{path} is no file, so it cannot be a leaderboard.")
     entries = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1):
         if not line.strip(): continue
         try:
             entry = json.loads(line)
+            table_of_runs([entry])                             # has it all that a table says?
             if not math.isfinite(entry["seconds"] + entry["accuracy"]): raise ValueError("no number")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
             raise ValueError(f"Line {number} of {path} is no entry of a leaderboard: {line[:60]!r}.") from error
         entries.append(entry)
     return entries
@@ -129,17 +135,30 @@ def table_of_runs(entries, runs=()):
     return "\n".join(lines) or "No entries yet."
 
 
-def said_number(at_least, whole=True):
+def said_number(at_least, whole=True, at_most=2**31 - 1):
     "A type for argparse: such a number, or a sentence."
-    kind = "a whole number" if whole else "a number"
+    expected = f"a whole number from {at_least} to {at_most:,}" if whole else f"a number above {at_least}, up to {at_most:,}"
 
     def read(text):
-        expected = f"must be {kind} {'from' if whole else 'above'} {at_least}{' on' if whole else ''}, not {text!r}"
         try: value = int(text) if whole else float(text)
-        except ValueError: raise argparse.ArgumentTypeError(expected) from None
-        if not math.isfinite(value) or value < at_least or not whole and value <= at_least: raise argparse.ArgumentTypeError(expected)
+        except ValueError: value = math.nan
+        if not at_least <= value <= at_most or not whole and value == at_least:
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}")
         return value
     return read
+
+
+def said_text(text):
+    "A type for argparse: a text that is not empty."
+    if not text.strip(): raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def said_board(text):
+    "A type for argparse: where a leaderboard's file is or can be. A wrong one is refused before anything is trained."
+    try: entries_in(Path(text))
+    except (ValueError, OSError) as error: raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def read_arguments(argv=None):
@@ -150,8 +169,8 @@ def read_arguments(argv=None):
     parser.add_argument("--seed", type=said_number(0), default=0, help="the first run's seed (0)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=said_number(2), default=400, help="batches of 128 (400)")
-    length.add_argument("--epochs", type=said_number(0, whole=False), help="the length in epochs, such as 0.9")
-    parser.add_argument("--threads", type=said_number(1), help="of the processor; by default as many as torch takes")
-    parser.add_argument("--board", type=Path, help="a leaderboard's file to enter the runs in")
-    parser.add_argument("--name", default="fastest", help="what the board calls them (fastest)")
+    length.add_argument("--epochs", type=said_number(0, whole=False, at_most=1000), help="the length in epochs, such as 0.9")
+    parser.add_argument("--threads", type=said_number(1, at_most=1024), help="of the processor; by default as many as torch takes")
+    parser.add_argument("--board", type=said_board, help="a leaderboard's file to enter the runs in")
+    parser.add_argument("--name", type=said_text, default="fastest", help="what the board calls them (fastest)")
     return parser.parse_args(argv)
