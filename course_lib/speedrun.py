@@ -28,12 +28,12 @@ from .data import DataLoaders, TensorLoader, course_data
 from .learner import Learner
 from .momentum import SGD
 from .sgd import seeded
-from .support.arguments import a_function, a_share, a_text, checked
+from .support.arguments import a_function, a_path, a_share, a_text, checked
 from .support.checks import positive_int, whole_from_0
 from .support.files import write_whole
-from course_lib.support.speedrun import (
-    as_bytes, check_ladder, check_team, check_tricks, entries_in, entry_of, finish, read_arguments,
-    table_of_runs)
+from .support.speedrun import (
+    a_recipe, a_team, as_bytes, check_ladder, check_tricks, entries_in, entry_of, finish,
+    parts_in_memory, read_arguments, table_of_runs)
 
 # %% ../nbs/18_speedrun.ipynb #18c00007
 TRICKS = "in_memory", "channels_last", "strides", "batchnorm", "one_cycle", "smoothing"
@@ -48,6 +48,9 @@ class Recipe(NamedTuple):
     smoothing: bool = False
     lr: float = .002
     batch_size: int = 128
+
+    @property
+    def tricks(self): return [trick for trick in TRICKS if getattr(self, trick)]
 
 def recipe_with(tricks, **tuned):
     "A `Recipe` with these tricks on, by name; tuned: `lr`, `batch_size`."
@@ -142,7 +145,7 @@ def accuracy_on(model, part, size=1000):
     right = [model.eval()(x).argmax(1) == y for x, y in zip(part.x.split(size), part.y.split(size))]
     return torch.cat(right).float().mean().item()
 
-@checked(n_steps=positive_int, seed=whole_from_0)
+@checked(recipe=a_recipe, dls=parts_in_memory, n_steps=positive_int, seed=whole_from_0)
 def train_once(recipe, dls, n_steps, seed=0):
     "Train by the recipe for so many batches, then judge on `dls.test`; returns a `Run`."
     began = time.perf_counter()
@@ -164,13 +167,13 @@ def leave_one_out(value, players):
     return {player: value(everybody) - value(everybody - {player}) for player in players}
 
 # %% ../nbs/18_speedrun.ipynb #18c0002e
-@checked(value=a_function)
+@checked(value=a_function, players=a_team)
 def shapley(value, players):
     """What each player brings, the mean over all orders of arrival (Shapley, 1953).
 
     value: function from a frozenset of players to a number. Shares add up to the whole's value.
     """
-    shares, n = dict.fromkeys(players, 0.), len(check_team(players))
+    shares, n = dict.fromkeys(players, 0.), len(players)
     for player in players:
         others = [other for other in players if other != player]
         for size in range(n):
@@ -196,6 +199,7 @@ def bootstrap(statistic, n, draws=1000, coverage=.95, seed=0):
 # %% ../nbs/18_speedrun.ipynb #18c0003e
 class Leaderboard:
     "Runs in a file of JSON lines, the fastest first, each with machine, versions and seeds."
+    @checked(path=a_path)
     def __init__(self, path): self.path = Path(path)
 
     @property
@@ -203,7 +207,7 @@ class Leaderboard:
         "What the file holds, the fastest first; [] if there is none."
         return sorted(entries_in(self.path), key=lambda entry: entry["seconds"])
 
-    @checked(name=a_text)
+    @checked(name=a_text, recipe=a_recipe, n_steps=positive_int)
     def add(self, name, recipe, runs, n_steps):
         "Enter these `Run`s of a recipe; returns the entry."
         entry = entry_of(name, recipe, runs, n_steps)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .checks import described
+from .arguments import refuse
+from .checks import described, shorten
 
 
 def as_bytes(x):
@@ -22,19 +23,32 @@ def as_bytes(x):
 
 def check_tricks(tricks, known):
     "These names as a list; `ValueError` for one that is unknown, or comes twice, or a text in place of several."
-    if isinstance(tricks, str): raise ValueError(f"tricks must be several names, such as [{tricks!r}], not one text.")
-    tricks = list(tricks)
+    tricks = a_team("tricks", tricks)
     if unknown := [trick for trick in tricks if trick not in known]:
-        raise ValueError(f"There is no trick {unknown[0]!r}. There are {', '.join(known)}.")
-    return check_team(tricks)
+        raise ValueError(f"Among the tricks there is no {unknown[0]!r}. There are {', '.join(known)}.")
+    return tricks
 
 
-def check_team(players):
-    "The players as a list; `ValueError` for one text, for nobody that can be told apart, for one who comes twice."
-    if isinstance(players, str): raise ValueError(f"players must be several names, such as [{players!r}], not one text.")
-    players = list(players)
-    if len(set(players)) < len(players): raise ValueError(f"A name comes twice among {players!r}.")
-    return players
+def a_team(name, value):
+    "A list of names that all differ, of any kind that can be a key; `ValueError` otherwise."
+    if isinstance(value, str) or not hasattr(type(value), "__iter__"): refuse(name, "several names, such as ['a', 'b']", value)
+    found = list(value)
+    try: n = len(set(found))
+    except TypeError: refuse(name, "names, or what else can be a key of a dict", value)
+    if n < len(found): raise ValueError(f"{name}: a name comes twice among {shorten(found)}.")
+    return found
+
+
+def a_recipe(name, value):
+    if not hasattr(value, "tricks") or not hasattr(value, "batch_size"): refuse(name, "a Recipe, as recipe_with([…]) gives", value)
+    return value
+
+
+def parts_in_memory(name, value):
+    parts = [getattr(value, part, None) for part in ("train", "test")]
+    if not all(hasattr(part, "x") and hasattr(part, "y") for part in parts):
+        refuse(name, "loaders .train and .test that hold their images in memory, as course_data() gives", value)
+    return value
 
 
 def check_ladder(target, ladder, accuracies):
