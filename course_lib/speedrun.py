@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-import course_lib.learning_rate  # noqa: F401  gives Learner fit_one_cycle
 from .adam import Adam
 from .data import DataLoaders, TensorLoader, course_data
 from .learner import Learner
+from .learning_rate import fit_one_cycle
 from .momentum import SGD
 from .sgd import seeded
 from .support.arguments import a_function, a_path, a_share, a_text, checked
@@ -112,7 +112,7 @@ def make_learner(recipe, part, n_steps, seed, opt_func=partial(Adam, betas=(.8, 
 
 def fit(learn, recipe):
     "Train, at a constant rate or with one cycle."
-    if recipe.one_cycle: learn.fit_one_cycle(1, recipe.lr, betas=None)
+    if recipe.one_cycle: fit_one_cycle(learn, 1, recipe.lr, betas=None)
     else: learn.fit(1)
 
 # %% ../nbs/18_speedrun.ipynb #18c0001b

@@ -6,8 +6,8 @@ Accuracies: each of the eight subsets of strides, batchnorm and one_cycle is an 
 ninth. (in_memory and channels_last change nothing but the time of a step, so they are on.) An arm's rate is the one of
 highest accuracy on the validation images, which are cut from the training images: the mean of two seeds (100, 101) that
 are used for nothing else, with worse rates on both sides of it. Then seeds 0 to 19, which draw weights and the order of
-the images, are judged on the test images. At a constant rate one run is judged at each rung of a ladder of lengths; with
-one cycle each rung is a training of its own, and the ladder is climbed or descended until the mean accuracy crosses the
+the images, are judged on the test images. At a constant rate one run is judged at each rung of a ladder of lengths;
+with one cycle each rung is a training of its own, and the ladder is climbed or descended until the mean accuracy crosses the
 target. An arm that is not there at the longest rung stays below: it takes more steps than that.
 
 clock: the time of a step, for each subset of in_memory, channels_last, strides and batchnorm, and for the fastest with
@@ -27,12 +27,15 @@ from course_lib.learner import Callback
 from course_lib.speedrun import accuracy_on, fit, make_learner, recipe_with
 from course_lib.support.results import parts_so_far, save_results
 
-TUNING, SEEDS, FREE, TRAINED = (100, 101), range(20), ("in_memory", "channels_last"), ("strides", "batchnorm", "one_cycle")
+TUNING, SEEDS = (100, 101), range(20)
+FREE, TRAINED = ("in_memory", "channels_last"), ("strides", "batchnorm", "one_cycle")
 SETTINGS = {
     "mnist": {"target": .99, "batch_size": 128, "tuned at": {"cycle": 300, "constant": 500},
-              "cycle": [110, 150, 200, 275, 375, 500, 700, 950, 1300, 1800], "constant": [300, 400, 550, 750, 1000, 1300, 1700]},
+              "cycle": [110, 150, 200, 275, 375, 500, 700, 950, 1300, 1800],
+              "constant": [300, 400, 550, 750, 1000, 1300, 1700]},
     "digits": {"target": .92, "batch_size": 32, "tuned at": {"cycle": 150, "constant": 200},
-               "cycle": [30, 40, 55, 75, 100, 140, 200, 280, 400, 560, 800], "constant": [40, 55, 75, 100, 140, 200, 280, 400, 560, 800]}}
+               "cycle": [30, 40, 55, 75, 100, 140, 200, 280, 400, 560, 800],
+               "constant": [40, 55, 75, 100, 140, 200, 280, 400, 560, 800]}}
 
 
 def subsets(names): return chain.from_iterable(combinations(names, n) for n in range(len(names) + 1))
@@ -71,7 +74,8 @@ def tuned(tricks, dls, settings):
     def judge(lr):
         recipe = recipe_with([*FREE, *tricks], lr=lr, batch_size=settings["batch_size"])
         return sum(judged(recipe, dls, n_steps, seed, dls.valid) for seed in TUNING) / len(TUNING)
-    rates = [.01, .02, .04] if kind == "cycle" else [.0025, .005, .01] if "batchnorm" in tricks else [.00125, .0025, .005]
+    first = .01 if kind == "cycle" else .0025 if "batchnorm" in tricks else .00125
+    rates = [first, 2 * first, 4 * first]
     while True:
         for lr in rates: tried[lr] = tried.get(lr) or judge(lr)
         best = max(tried, key=tried.get)
@@ -92,7 +96,7 @@ def climb(arm, recipe, dls, settings, seeds, save):
         for seed in list(seeds)[len(row):]: row.append(judged(recipe, dls, rung, seed, dls.test))
         return mean_of(row) >= settings["target"]
     for rung in [*rows]: train(int(rung))                  # more seeds for what has been measured with fewer
-    at = ladder.index(max(map(int, rows))) if rows else ladder.index(settings["tuned at"]["cycle"]) if settings["tuned at"]["cycle"] in ladder else 3
+    at = ladder.index(max(map(int, rows))) if rows else 3
     there = train(ladder[at])
     while there and at > 0 and mean_of(rows[str(ladder[at])]) >= settings["target"]:
         at -= 1
@@ -119,7 +123,8 @@ def follow(arm, recipe, dls, settings, seeds, save):
         else:
             rungs = [rung for rung in ladder if rung <= last]
             for seed in seeds[done:]:
-                for rung, value in zip(rungs, judged(recipe, dls, last, seed, dls.test, rungs)): rows[str(rung)].append(value)
+                values = judged(recipe, dls, last, seed, dls.test, rungs)
+                for rung, value in zip(rungs, values): rows[str(rung)].append(value)
                 save()
             if mean_of(rows[str(last)]) >= settings["target"] or last == ladder[-1]: return
             rungs = [rung for rung in ladder if rung <= ladder[ladder.index(last) + 1]]     # one more, for all of them
@@ -128,13 +133,14 @@ def follow(arm, recipe, dls, settings, seeds, save):
 
 
 def new_part(name): return {**{key: SETTINGS[name][key] for key in ("target", "batch_size", "tuned at")}, "arms": {}}
-def load(name): return {"mnist": mnist, "digits": digits}[name](device="cpu", n_valid={"mnist": 5000, "digits": 249}[name])
+def load(name): return mnist(device="cpu", n_valid=5000) if name == "mnist" else digits(device="cpu", n_valid=249)
 def how(part): return f"seeds {SEEDS[0]} to {SEEDS[-1]}; measured last: {part}"
 
 
 def measure(name, seeds, start):
     settings, parts = SETTINGS[name], parts_so_far("speedrun")
-    found, dls = new_part(name) | {key: parts.get(name, {}).get(key, {}) for key in ("ms_a_step", "arms")}, load(name)
+    dls, found = load(name), new_part(name)
+    found |= {key: parts.get(name, {}).get(key, {}) for key in ("ms_a_step", "arms")}    # what is there stays
     def save(): save_results("speedrun", parts_so_far("speedrun") | {name: found}, start, how(name), indent=None)
     for tricks in ARMS:
         arm = found["arms"].setdefault(named(tricks), {})
@@ -144,16 +150,14 @@ def measure(name, seeds, start):
         recipe = recipe_with([*FREE, *tricks], lr=arm["lr"], batch_size=settings["batch_size"])
         (climb if "one_cycle" in tricks else follow)(arm, recipe, dls, settings, list(seeds), save)
         save()
-        print(name, named(tricks), arm["lr"], {rung: f"{mean_of(row):.4f}" for rung, row in arm["accuracies"].items()},
-              f"{len(row_of(arm))} seeds, {time.process_time():.0f} s of one core, {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def row_of(arm): return next(iter(arm["accuracies"].values()))
+        means = {rung: f"{mean_of(row):.4f} ({len(row)})" for rung, row in arm["accuracies"].items()}
+        print(name, named(tricks), arm["lr"], means, f"{time.process_time():.0f} s of one core", flush=True)
 
 
 def clock(start, turns=6, n_steps=15):
     "Milliseconds a step, shortest and middle of some turns of twenty steps, after a turn to warm up."
-    flat = lambda params, **hypers: Adam([flatten_parameters([p for group in params for p in group["params"]])], **hypers)
+    one_buffer = lambda groups: flatten_parameters([p for group in groups for p in group["params"]])
+    flat = lambda groups, **hypers: Adam([one_buffer(groups)], **hypers)
     for name in SETTINGS:
         dls, batch_size = load(name), SETTINGS[name]["batch_size"]
         contenders = {named(tricks): (recipe_with(tricks, batch_size=batch_size), Adam)

@@ -23,21 +23,21 @@ import course_lib
 from course_lib import (
     accuracy, ActivationStats, Adam, AdamW, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation,
     adjust_sharpness, affine, Autocast, autocontrast, AverageGradients, backtranslate, balanced, BatchNorm1d,
-    BatchNorm2d, BatchNorm3d, bootstrap, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history, clip_by_norm,
-    clip_by_value, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout, DataError,
-    DataLoaders, decay_weights_only, delete, denormalise, dequantize, digits, DiLoCo, distributed, DownloadError,
-    draw_few, drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore, fake_quantize,
-    features, few_shot, flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses,
-    glyph_backbone, GlyphLoader, GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm,
-    hflip, imagenet_resnet, imagenette, insert, invert, LAMB, launch, layer_groups, LayerNorm, Leaderboard, Learner, lin, Lion,
-    LiveFigure, load_sharded, load_weights, LocalSGD, LossScaler, LRFind, LRScheduler, magnitude_mask, make_fast,
-    meta_pseudo_labels, MixedPrecision, MixUp, mnist, Muon, nf4, noisy_student, one_cycle, Optimizer,
-    ParamScheduler, PCAColor, Perspective, perspective, pets, poly, posterize, PowerSGD, Progress, prune, Pruner,
-    pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop, recipe_with, Recorder,
-    replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, save_sharded, SaveBest, saved_bytes, SGD,
-    sgd_step, SGDW, shapley, sharded_sweep, ShardedLoader, shear, show, show_images, shuffle_sentences, size_bytes,
-    small_resnet, smooth_labels, soft_cross_entropy, solarize, steps_to, swap, sweep, synonyms, TensorLoader, train_once, translate,
-    unfreeze, warm_restarts, words_of)
+    BatchNorm2d, BatchNorm3d, bootstrap, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history,
+    clip_by_norm, clip_by_value, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout,
+    DataError, DataLoaders, decay_weights_only, delete, denormalise, dequantize, digits, DiLoCo, distributed,
+    DownloadError, draw_few, drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore,
+    fake_quantize, features, few_shot, flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur,
+    glosses, glyph_backbone, GlyphLoader, GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale,
+    GroupNorm, hflip, imagenet_resnet, imagenette, insert, invert, LAMB, launch, layer_groups, LayerNorm, Leaderboard,
+    Learner, lin, Lion, LiveFigure, load_sharded, load_weights, LocalSGD, LossScaler, LRFind, LRScheduler,
+    magnitude_mask, make_fast, meta_pseudo_labels, MixedPrecision, MixUp, mnist, Muon, nf4, noisy_student, one_cycle,
+    Optimizer, ParamScheduler, PCAColor, Perspective, perspective, pets, poly, posterize, PowerSGD, Progress, prune,
+    Pruner, pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop,
+    recipe_with, Recorder, replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, save_sharded, SaveBest,
+    saved_bytes, SGD, sgd_step, SGDW, shapley, sharded_sweep, ShardedLoader, shear, show, show_images,
+    shuffle_sentences, size_bytes, small_resnet, smooth_labels, soft_cross_entropy, solarize, steps_to, swap, sweep,
+    synonyms, TensorLoader, train_once, translate, unfreeze, warm_restarts, words_of)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf

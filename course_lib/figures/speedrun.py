@@ -14,21 +14,22 @@ TICKS = [.1, .2, .5, 1, 2, 5, 10, 20, 50, 100, 200]
 def label_of(arm): return ", ".join(WORDS.get(name, name) for name in arm.split()) if arm != "none" else "plain"
 
 
-def steps_figure(arms, target):
+def steps_figure(arms, target, n_seeds):
     "Mean accuracies by number of steps, a line for each recipe, and the target."
     fig, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True)
     markers, colors, styles = "osD^v", [*COLORS.values()], ["-", "--", "-.", ":", (0, (8, 1.5))]
     for ax, cycle in zip(axes, (False, True)):
         chosen = [name for name in arms if ("one_cycle" in name) == cycle]
-        for i, name in enumerate(chosen):
+        for name in chosen:
+            i = 4 if "smoothing" in name else 2 * ("strides" in name) + ("batchnorm" in name)
             rungs = [int(rung) for rung in arms[name]["accuracies"]]
-            means = [sum(row) / len(row) for row in arms[name]["accuracies"].values()]
+            means = [sum(row[:n_seeds]) / n_seeds for row in arms[name]["accuracies"].values()]
             said = label_of(name.replace("one_cycle", "").strip() or "none").replace("  ", " ")
             ax.plot(rungs, [100 * m for m in means], marker=markers[i], color=colors[i], ls=styles[i],
                     label="neither" if said == "plain" else said)
         ax.axhline(100 * target, color=INK, ls="--", lw=1)
         ax.set(xscale="log", xlabel="steps", title="one cycle" if cycle else "constant rate")
-        ticks = [t for t in (20, 50, 100, 200, 500, 1000, 2000) if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
+        ticks = [t for t in (20, 50, 100, 200, 300, 500, 1000, 2000) if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
         ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
         ax.minorticks_off()
         ax.legend(loc="lower right", fontsize=10)

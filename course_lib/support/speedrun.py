@@ -71,8 +71,7 @@ class Times:
 
     def __init__(self, found, steps_to):
         self.found, self.steps_to, self.known = found, steps_to, {}
-        ladders = (arm["accuracies"] for arm in found["arms"].values())
-        self.n_seeds = len(next(iter(next(ladders).values())))
+        self.n_seeds = min(len(row) for arm in found["arms"].values() for row in arm["accuracies"].values())
 
     def named(self, team, among): return " ".join(name for name in among if name in team) or "none"
 
