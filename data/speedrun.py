@@ -4,11 +4,11 @@
 
 Accuracies: each of the eight subsets of strides, batchnorm and one_cycle is an arm, and all three with smoothing is a
 ninth. (in_memory and channels_last change nothing but the time of a step, so they are on.) An arm's rate is the one of
-highest accuracy on the validation images, which are cut from the training images: the mean of two seeds (100, 101) that
-are used for nothing else, with worse rates on both sides of it. Then seeds 0 to 19, which draw weights and the order of
-the images, are judged on the test images. At a constant rate one run is judged at each rung of a ladder of lengths;
-with one cycle each rung is a training of its own, and the ladder is climbed or descended until the mean accuracy crosses the
-target. An arm that is not there at the longest rung stays below: it takes more steps than that.
+highest accuracy on the validation images, which are cut from the training images: the mean of two seeds (100, 101)
+that are used for nothing else, with worse rates on both sides of it. Then seeds 0 to 19, which draw weights and the
+order of the images, are judged on the test images. At a constant rate one run is judged at each rung of a ladder of
+lengths; with one cycle each rung is a training of its own, and the ladder is climbed or descended until the mean
+accuracy crosses the target. An arm that is not there at the longest rung stays below: it takes more steps than that.
 
 clock: the time of a step, for each subset of in_memory, channels_last, strides and batchnorm, and for the fastest with
 flatten_parameters. All take turns; the shortest of the turns counts.

@@ -38,7 +38,7 @@ def read_cifar10(root=None, download=True):
             for member in archive:
                 if member.name.endswith(".bin"): parts[member.name.rpartition("/")[2]] = records(archive.extractfile(member).read(), member.name)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DamagedFileError(f"{path} is no archive that can be read ({error}). Delete it; it is then fetched again.") from error
+        raise DamagedFileError(f"{path} is no archive that can be read ({str(error).partition(chr(10))[0].rstrip(':')}). Delete it; it is then fetched again.") from error
     names = [f"data_batch_{i}.bin" for i in range(1, 6)]
     if missing := [name for name in [*names, "test_batch.bin"] if name not in parts]:
         raise DamagedFileError(f"{path} lacks {missing[0]}. Delete it; it is then fetched again.")
@@ -47,13 +47,12 @@ def read_cifar10(root=None, download=True):
 
 def as_floats(images, mean, std, device):
     "Bytes as floats with these statistics of the three channels."
-    statistics = (torch.tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
-    mean, std = statistics
+    mean, std = (torch.as_tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
     return (images.to(device).float() / 255 - mean) / std
 
 
 def made_up(n, size=14, n_classes=10, seed=0):
-    "n images `[n, 3, size, size]` of two mixed gradients and noise, whose colors tell the class; for tests without the data."
+    "n images `[n, 3, size, size]` of three mixed patterns and noise, whose colors tell the class; for tests without the data."
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % n_classes
     colors = torch.randn(n_classes, 3, generator=torch.Generator().manual_seed(7))
