@@ -157,10 +157,12 @@ def train_once(recipe, dls, n_steps, seed=0):
     return Run(seed, accuracy_on(learn.model, dls.test), seconds, ready - began)
 
 # %% ../nbs/18_speedrun.ipynb #18c00029
+@checked(value=a_function, players=a_team)
 def add_one(value, players):
     "What each player brings to nobody: `value({player}) − value({})`."
     return {player: value(frozenset({player})) - value(frozenset()) for player in players}
 
+@checked(value=a_function, players=a_team)
 def leave_one_out(value, players):
     "What goes with each player who leaves all the others."
     everybody = frozenset(players)
@@ -193,8 +195,8 @@ def bootstrap(statistic, n, draws=1000, coverage=.95, seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(n, (draws, n), generator=generator).tolist()
     values = torch.tensor([statistic(row) for row in rows], dtype=torch.float64)
-    tail = (1 - coverage) / 2
-    return values.quantile(tail).item(), values.quantile(1 - tail).item()
+    ends = torch.tensor([(1 - coverage) / 2, (1 + coverage) / 2], dtype=torch.float64)
+    return tuple(values.quantile(ends, interpolation="nearest").tolist())
 
 # %% ../nbs/18_speedrun.ipynb #18c0003e
 class Leaderboard:
