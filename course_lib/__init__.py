@@ -58,8 +58,10 @@ from course_lib.transfer import (
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = {"show": "plots", "show_images": "plots", "use_style": "plots",
-              "Explorer": "live", "LiveFigure": "live", "explore": "live"}
+_ON_DEMAND = {"show": "support.plots", "show_images": "support.plots", "use_style": "support.plots",
+              "Explorer": "support.live", "LiveFigure": "support.live", "explore": "support.live",
+              # `python -m course_lib.speedrun` would be told that it is imported already
+              **dict.fromkeys(("Leaderboard", "Recipe", "bootstrap", "recipe_with", "shapley", "steps_to", "train_once"), "speedrun")}
 __all__ = [
     "ActivationStats", "Adam", "AdamW", "Autocast", "AverageGradients", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d",
     "CSVLogger", "Callback", "CancelBatchException", "CancelEpochException", "CancelException",
@@ -67,31 +69,31 @@ __all__ = [
     "ColorJitter", "CutMix", "Cutout", "DamagedFileError", "DataError", "DataLoaders", "DiLoCo", "DownloadError",
     "DropPath", "Dropout", "EVENTS", "EarlyStopping", "Explorer", "Flip", "GaussianBlur", "GlyphLoader",
     "GradientAccumulation", "GradientClip", "Grayscale", "GroupNorm", "LAMB", "LRFind", "LRScheduler", "LayerNorm",
-    "Learner", "Lion", "LiveFigure", "LocalSGD", "LossScaler", "MixUp", "MixedPrecision", "ModelResetter",
-    "MoveStatistics", "Muon", "Optimizer", "PCAColor", "ParamScheduler", "Perspective", "PowerSGD", "Progress",
-    "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine", "RandomCrop",
-    "RandomResizedCrop", "RankError", "Recorder", "Rotate", "SGD", "SGDW", "SaveBest", "ShardedLoader", "Sweep",
-    "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness", "adjust_contrast", "adjust_hue",
-    "adjust_saturation", "adjust_sharpness", "affine", "autocontrast", "average_grad", "average_grad_dampened",
-    "average_grad_slow", "average_sqr_grad", "backtranslate", "balanced", "check_setup", "checkpointed",
-    "clip_adaptive", "clip_by_history", "clip_by_norm", "clip_by_value", "combine", "const", "cos", "count_steps",
-    "course_data", "crop", "decay_weights_only", "default_device", "delete", "denormalise", "dequantize", "digits",
-    "distributed", "draw_few", "drop_path_rates", "equalize", "erase", "exp", "explore", "fake_quantize",
-    "features", "few_shot", "fine_tune", "fit_one_cycle", "flatten_parameters", "freeze", "freeze_to",
-    "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb", "grayscale", "hflip", "imagenet_resnet",
-    "imagenette", "insert", "invert", "l2_reg", "lamb_step", "launch", "layer_groups", "lin", "lion_step",
-    "load_sharded", "load_weights", "lr_find", "magnitude_mask", "make_fast", "meta_pseudo_labels", "mnist",
-    "momentum_step", "muon_step", "nesterov_step", "nf4", "noisy_student", "offload_saved", "one_cycle",
-    "perspective", "pets", "poly", "posterize", "prune", "pseudo_label", "quantize", "replace", "replace_head",
-    "rms_prop_step", "rotate", "save_sharded", "saved_bytes", "sgd_step", "sharded_sweep", "shear", "show",
-    "show_images", "shuffle_sentences", "size_bytes", "small_resnet", "smooth_labels", "soft_cross_entropy",
-    "solarize", "swap", "sweep", "synonyms", "translate", "tta", "unfreeze", "use_style", "warm_restarts",
-    "weight_decay", "words_of"]
+    "Leaderboard", "Learner", "Lion", "LiveFigure", "LocalSGD", "LossScaler", "MixUp", "MixedPrecision",
+    "ModelResetter", "MoveStatistics", "Muon", "Optimizer", "PCAColor", "ParamScheduler", "Perspective", "PowerSGD",
+    "Progress", "Pruner", "QuantLinear", "Quantized", "RMSProp", "RNNRegularizer", "RandAugment", "RandomAffine",
+    "RandomCrop", "RandomResizedCrop", "RankError", "Recipe", "Recorder", "Rotate", "SGD", "SGDW", "SaveBest",
+    "ShardedLoader", "Sweep", "TensorLoader", "TerminateOnNaN", "accuracy", "adam_step", "adjust_brightness",
+    "adjust_contrast", "adjust_hue", "adjust_saturation", "adjust_sharpness", "affine", "autocontrast",
+    "average_grad", "average_grad_dampened", "average_grad_slow", "average_sqr_grad", "backtranslate", "balanced",
+    "bootstrap", "check_setup", "checkpointed", "clip_adaptive", "clip_by_history", "clip_by_norm", "clip_by_value",
+    "combine", "const", "cos", "count_steps", "course_data", "crop", "decay_weights_only", "default_device",
+    "delete", "denormalise", "dequantize", "digits", "distributed", "draw_few", "drop_path_rates", "equalize",
+    "erase", "exp", "explore", "fake_quantize", "features", "few_shot", "fine_tune", "fit_one_cycle",
+    "flatten_parameters", "freeze", "freeze_to", "gaussian_blur", "glosses", "glyph_backbone", "gray_to_rgb",
+    "grayscale", "hflip", "imagenet_resnet", "imagenette", "insert", "invert", "l2_reg", "lamb_step", "launch",
+    "layer_groups", "lin", "lion_step", "load_sharded", "load_weights", "lr_find", "magnitude_mask", "make_fast",
+    "meta_pseudo_labels", "mnist", "momentum_step", "muon_step", "nesterov_step", "nf4", "noisy_student",
+    "offload_saved", "one_cycle", "perspective", "pets", "poly", "posterize", "prune", "pseudo_label", "quantize",
+    "recipe_with", "replace", "replace_head", "rms_prop_step", "rotate", "save_sharded", "saved_bytes", "sgd_step",
+    "shapley", "sharded_sweep", "shear", "show", "show_images", "shuffle_sentences", "size_bytes", "small_resnet",
+    "smooth_labels", "soft_cross_entropy", "solarize", "steps_to", "swap", "sweep", "synonyms", "train_once",
+    "translate", "tta", "unfreeze", "use_style", "warm_restarts", "weight_decay", "words_of"]
 
 
 def __getattr__(name):
     if name not in _ON_DEMAND: raise AttributeError(f"module 'course_lib' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"course_lib.support.{_ON_DEMAND[name]}"), name)
+    return getattr(importlib.import_module(f"course_lib.{_ON_DEMAND[name]}"), name)
 
 
 def __dir__(): return sorted({*globals(), *__all__})

@@ -23,21 +23,21 @@ import course_lib
 from course_lib import (
     accuracy, ActivationStats, Adam, AdamW, adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation,
     adjust_sharpness, affine, Autocast, autocontrast, AverageGradients, backtranslate, balanced, BatchNorm1d,
-    BatchNorm2d, BatchNorm3d, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history, clip_by_norm,
-    clip_by_value, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout, DataError,
-    DataLoaders, decay_weights_only, delete, denormalise, dequantize, digits, DiLoCo, distributed, DownloadError,
-    draw_few, drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore, fake_quantize,
-    features, few_shot, flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur, glosses,
-    glyph_backbone, GlyphLoader, GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale, GroupNorm,
-    hflip, imagenet_resnet, imagenette, insert, invert, LAMB, launch, layer_groups, LayerNorm, Learner, lin, Lion,
-    LiveFigure, load_sharded, load_weights, LocalSGD, LossScaler, LRFind, LRScheduler, magnitude_mask, make_fast,
-    meta_pseudo_labels, MixedPrecision, MixUp, mnist, Muon, nf4, noisy_student, one_cycle, Optimizer,
-    ParamScheduler, PCAColor, Perspective, perspective, pets, poly, posterize, PowerSGD, Progress, prune, Pruner,
-    pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop, Recorder,
-    replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, save_sharded, SaveBest, saved_bytes, SGD,
-    sgd_step, SGDW, sharded_sweep, ShardedLoader, shear, show, show_images, shuffle_sentences, size_bytes,
-    small_resnet, smooth_labels, soft_cross_entropy, solarize, swap, sweep, synonyms, TensorLoader, translate,
-    unfreeze, warm_restarts, words_of)
+    BatchNorm2d, BatchNorm3d, bootstrap, CenterCrop, check_setup, checkpointed, clip_adaptive, clip_by_history,
+    clip_by_norm, clip_by_value, ColorJitter, combine, const, cos, course_data, crop, CSVLogger, CutMix, Cutout,
+    DataError, DataLoaders, decay_weights_only, delete, denormalise, dequantize, digits, DiLoCo, distributed,
+    DownloadError, draw_few, drop_path_rates, Dropout, DropPath, EarlyStopping, equalize, erase, exp, explore,
+    fake_quantize, features, few_shot, flatten_parameters, Flip, freeze, freeze_to, gaussian_blur, GaussianBlur,
+    glosses, glyph_backbone, GlyphLoader, GradientAccumulation, GradientClip, gray_to_rgb, Grayscale, grayscale,
+    GroupNorm, hflip, imagenet_resnet, imagenette, insert, invert, LAMB, launch, layer_groups, LayerNorm, Leaderboard,
+    Learner, lin, Lion, LiveFigure, load_sharded, load_weights, LocalSGD, LossScaler, LRFind, LRScheduler,
+    magnitude_mask, make_fast, meta_pseudo_labels, MixedPrecision, MixUp, mnist, Muon, nf4, noisy_student, one_cycle,
+    Optimizer, ParamScheduler, PCAColor, Perspective, perspective, pets, poly, posterize, PowerSGD, Progress, prune,
+    Pruner, pseudo_label, quantize, QuantLinear, RandAugment, RandomAffine, RandomCrop, RandomResizedCrop,
+    recipe_with, Recorder, replace, replace_head, RMSProp, RNNRegularizer, Rotate, rotate, save_sharded, SaveBest,
+    saved_bytes, SGD, sgd_step, SGDW, shapley, sharded_sweep, ShardedLoader, shear, show, show_images,
+    shuffle_sentences, size_bytes, small_resnet, smooth_labels, soft_cross_entropy, solarize, steps_to, swap, sweep,
+    synonyms, TensorLoader, train_once, translate, unfreeze, warm_restarts, words_of)
 
 LIBRARY = Path(course_lib.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -97,6 +97,10 @@ BAD = {
     "momentum": [-.1, 1.1, NAN, INF, "3", [1, 2], {"a": 1}, Strange(), 1j],   # of a running average; None is one
     "range": [NAN, INF, "3", None, [1, 2, 3], {"a": 1}, Strange(), 1j],     # a number or a pair of them
     "range above 0": [0, -1.5, NAN, INF, "3", None, [1, 2, 3], {"a": 1}, Strange(), 1j, (-1, 1)],
+    "names": [3, "strides", None, [[1]], ["a", "a"], Strange()],
+    "known names": [3, "strides", None, ["no such"], ["strides", "strides"], Strange()],
+    "ladder": [3, "x", None, [], [2, 1], ["a", "b"], [NAN, 2], Strange()],
+    "recipe": [3, "x", None, ["strides"], Strange()],
     "three betas": [.9, (.9, .9), (1., .9, .9), (.9, -1, .9), ("a", "b", "c"), (NAN, .9, .9), Strange()],
 }
 NUMBERS = {  # more of them, drawn by hypothesis
@@ -121,6 +125,9 @@ def data(n=24):
 
 
 def loaders(): return DataLoaders(TensorLoader(*data(), 8, shuffle=True), TensorLoader(*data(), 8))
+
+
+def judged_loaders(): return DataLoaders(*(TensorLoader(*data(), 8) for _ in range(3)))
 
 
 def net(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -413,6 +420,15 @@ CALLS = {
                       {"text": "text", "translate": "function", "translate_back": "function"}),
     "synonyms": (synonyms, {"word": "large"}, {"word": "text", "part": "choice"}),
     "glosses": (glosses, {}, {"n": "count"}),
+    "recipe_with": (recipe_with, {"tricks": ["strides"]}, {"tricks": "known names"}),
+    "train_once": (train_once, {"recipe": recipe_with(["strides"]), "dls": judged_loaders(), "n_steps": 1},
+                   {"recipe": "recipe", "dls": "dls", "n_steps": "count", "seed": "natural"}),
+    "steps_to": (steps_to, {"target": .9, "ladder": [1, 2], "accuracies": [[.8], [.95]]},
+                 {"target": "share", "ladder": "ladder", "accuracies": "ladder"}),
+    "shapley": (shapley, {"value": len, "players": ["a", "b"]}, {"value": "function", "players": "names"}),
+    "bootstrap": (bootstrap, {"statistic": sum, "n": 3, "draws": 4},
+                  {"statistic": "function", "n": "count", "draws": "count", "coverage": "share", "seed": "natural"}),
+    "Leaderboard": (Leaderboard, {"path": "board.jsonl"}, {"path": "path"}),
     "explore": (explore, {"f": lambda a: {"a": a}, "a": (0, 3)}, {"f": "function", "a": "control"}),
     "LiveFigure": (with_figure(LiveFigure), {"artists": [], "alt": "a picture"}, {"alt": "text"}),
 }
@@ -422,6 +438,7 @@ LEFT_OUT = {
     "steppers": {name for name in course_lib.__all__ if name.endswith("_step") or name.startswith("average_")}
     | {"count_steps", "l2_reg", "weight_decay"},
     "exceptions": {name for name in course_lib.__all__ if name.endswith(("Exception", "Error"))},
+    "plain fields, which the functions that take it look at": {"Recipe"},
     "no arguments": {"Callback", "EVENTS", "ModelResetter", "MoveStatistics", "Recorder", "TerminateOnNaN",
                      "default_device", "offload_saved", "use_style"},
     "made by functions that are tried": {"Explorer", "Quantized", "Sweep"},

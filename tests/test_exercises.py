@@ -139,6 +139,7 @@ TORCHS = {  # exercise -> torch's own thing, in the clothes of an answer
     "adamax_step": torchs_stepper(torch.optim.Adamax), "MyBatchNorm": torch.nn.BatchNorm1d,
     "my_fake_quantize": torchs_fake, "my_clip": torchs_clip, "MyScaler": TorchsScaler,
     "MySyncedNorm": TorchsSynced,
+    "identity_start": lambda n_out, n_in, size: torch.nn.init.dirac_(torch.empty(n_out, n_in, size, size)),
     "RMSNorm": lambda n, eps=1e-6: torch.nn.RMSNorm(n, eps), "MyDropout": torch.nn.Dropout,
     "average_grad_torch": torchs_buffer, "centered_step": torchs_centered, "adapted": torchs_average,
     "folded": lambda linear, norm: torch.nn.utils.fusion.fuse_linear_bn_eval(linear.eval(), copy.deepcopy(norm).eval())}

@@ -375,7 +375,7 @@ def test_more_images_train_a_better_head(transfer):
 
 
 PART_FOUR = ("12_regularization", "13_augmentation", "14_stability", "15_self_training", "16_compression",
-             "17_scaling_out")
+             "17_scaling_out", "18_speedrun")
 
 
 @pytest.mark.parametrize("name", PART_FOUR)

@@ -1,0 +1,124 @@
+"""The figures of the lesson `speedrun`: steps and shares, and tricks to tick on and off."""
+import ipywidgets as widgets
+from matplotlib.figure import Figure
+
+from ..speedrun import shapley, steps_to
+from ..support.live import LiveFigure, explore
+from ..support.plots import COLORS, GHOST, INK, LABEL_BOX, plt, styled
+from ..support.speedrun import Times
+
+WORDS = {"in_memory": "in memory", "channels_last": "channels last", "strides": "strides", "batchnorm": "batchnorm", "one_cycle": "one cycle"}
+TICKS = [.1, .2, .5, 1, 2, 5, 10, 20, 50, 100, 200]
+
+
+def label_of(arm): return ", ".join(WORDS.get(name, name) for name in arm.split()) if arm != "none" else "plain"
+
+
+def steps_figure(arms, target, n_seeds):
+    "Mean accuracies by number of steps, a line for each recipe, and the target."
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True)
+    markers, colors, styles = "osD^v", [*COLORS.values()], ["-", "--", "-.", ":", (0, (8, 1.5))]
+    for ax, cycle in zip(axes, (False, True)):
+        chosen = [name for name in arms if ("one_cycle" in name) == cycle]
+        for name in chosen:
+            i = 4 if "smoothing" in name else 2 * ("strides" in name) + ("batchnorm" in name)
+            rungs = [int(rung) for rung in arms[name]["accuracies"]]
+            means = [sum(row[:n_seeds]) / n_seeds for row in arms[name]["accuracies"].values()]
+            said = label_of(name.replace("one_cycle", "").strip() or "none").replace("  ", " ")
+            ax.plot(rungs, [100 * m for m in means], marker=markers[i], color=colors[i], ls=styles[i],
+                    label="neither" if said == "plain" else said)
+        ax.axhline(100 * target, color=INK, ls="--", lw=1)
+        ax.set(xscale="log", xlabel="steps", title="one cycle" if cycle else "constant rate")
+        ticks = [t for t in (20, 50, 100, 200, 300, 500, 1000, 2000) if min(ax.get_xlim()) <= t <= max(ax.get_xlim())]
+        ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        ax.minorticks_off()
+        ax.legend(loc="lower right", fontsize=10)
+    axes[0].set_ylabel("right, mean over seeds (%)")
+    return fig
+
+
+def shares_figure(players, ways):
+    "Shares with intervals: ways: label -> (player -> share, player -> (low, high))."
+    fig, ax = plt.subplots(figsize=(9, 4.2))
+    for j, (label, (values, intervals)) in enumerate(ways.items()):
+        at = [len(players) - i + .22 * (1 - j) for i in range(len(players))]
+        middle = [values[name] for name in players]
+        ends = [intervals[name] for name in players]
+        color = COLORS[["orange", "blue", "green"][j]]
+        ax.errorbar(middle, at, xerr=[[max(m - low, 0) for m, (low, _) in zip(middle, ends)], [max(high - m, 0) for m, (_, high) in zip(middle, ends)]],
+                    fmt="sDo"[j], color=color, ls="", ms=7, capsize=3, label=label)
+    ax.axvline(0, color=INK, lw=1)
+    ax.set_yticks([len(players) - i for i in range(len(players))], [WORDS[name] for name in players])
+    ax.set(xlabel="share of the gain (halvings of the time)")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="best")
+    return fig
+
+
+@styled
+def speedrun_explorer(found):
+    """Tricks to tick: the time to the target, and Shapley's shares of the gain among those that are ticked.
+
+    found: what `data/speedrun.py` measured on one data set. `.state`: each trick on or off; seconds, plain_seconds,
+    steps, reached (False: it takes more steps than the longest rung, which is counted), halvings, shares (of the ticked).
+    """
+    times = Times(found, steps_to)
+    plain, best = times.seconds(()), times.seconds(times.players)
+    fig = Figure(figsize=(12, 4.2))
+    left, right = fig.subplots(1, 2, width_ratios=[1, 1.25])
+    left.set(xscale="log", xlim=(.6 * best, 2.6 * plain), ylim=(.3, 3.7), xlabel="time to the target (s)")
+    shown = [t for t in TICKS if .6 * best <= t <= 2.6 * plain]
+    left.set_xticks(shown, [f"{t:g}" for t in shown])
+    left.minorticks_off()
+    left.set_yticks([3, 2, 1], ["plain", "yours", "all five"])
+    left.grid(axis="y", visible=False)
+    for at, seconds in ((3, plain), (1, best)):
+        left.plot([left.get_xlim()[0], seconds], [at, at], lw=22, solid_capstyle="butt", color=GHOST)
+        left.text(seconds * 1.06, at, f"{seconds:.2g} s", va="center", bbox=LABEL_BOX)
+    [bar] = left.plot([], [], lw=22, ls="-", solid_capstyle="butt", color=COLORS["blue"])
+    said = left.text(1, 2, "", va="center", bbox=LABEL_BOX)
+    whole = times.halvings(times.players)
+    right.set(xlim=(-.35 * whole, 1.25 * whole), ylim=(.3, len(WORDS) + .7), xlabel="halvings of the time, added up")
+    right.set_yticks(range(len(WORDS), 0, -1), WORDS.values())
+    right.grid(axis="y", visible=False)
+    right.axvline(0, color=INK, lw=1)
+    steps, marks = [], []
+    for _ in WORDS:
+        steps += right.plot([], [], lw=20, ls="-", solid_capstyle="butt", color=COLORS["green"])
+        marks.append(right.text(0, 0, "", va="center", bbox=LABEL_BOX))
+    live = LiveFigure(fig, [bar, said, *steps, *marks],
+                      alt="Left: bars of the time to the target on a logarithmic axis, of the plain recipe, of the ticked one and of all five "
+                          "tricks. Right: a waterfall, one bar for each ticked trick that begins where the one above ends; its length is the trick's share.")
+
+    def run(**on):
+        team = frozenset(name for name in WORDS if on[name])
+        ordered = [name for name in WORDS if name in team]
+        shares, total = shapley(times.halvings, ordered) if ordered else {}, 0.
+        seconds, (n_steps, reached) = times.seconds(team), times.steps(team)
+        bar.set_data([left.get_xlim()[0], seconds], [2, 2])
+        said.set_text(f"{'' if reached else 'more than '}{seconds:.2g} s")
+        said.set_position((seconds * 1.06, 2))
+        for i, name in enumerate(WORDS):
+            at, share = len(WORDS) - i, shares.get(name, 0.)
+            ends = [total, total + share] if name in team else []
+            steps[i].set_data(ends, [at] * len(ends))
+            steps[i].set_color(COLORS["green" if share >= 0 else "orange"])
+            marks[i].set_text(f"× {2 ** share:.2f}" if name in team else "")
+            marks[i].set_position((max(total, total + share) + .02 * whole, at))
+            total += share
+        return {**on, "seconds": seconds, "plain_seconds": plain, "steps": n_steps, "reached": reached, "halvings": times.halvings(team), "shares": shares}
+
+    def words(s):
+        ticked = [WORDS[name] for name in WORDS if s[name]]
+        more = "" if s["reached"] else "more than "
+        head = f"With {', '.join(ticked)}" if ticked else "With no trick"
+        text = f"{head}: {more}{s['steps']:,.0f} steps, {more}{s['seconds']:.3g} s, {2 ** s['halvings']:.2g} times as fast as the plain recipe."
+        if len(s["shares"]) > 1:
+            most = max(s["shares"], key=s["shares"].get)
+            text += f" The largest share is that of {WORDS[most]}, a factor of {2 ** s['shares'][most]:.2f}."
+        return text
+
+    return explore(run, live, words=words,
+                   caption="Live figure. Nothing is trained here: all times were measured by the script. Factors beside the bars are Shapley's shares "
+                           "among the ticked tricks; multiplied, they are the whole gain. Which trick's share changes most when you tick another one?",
+                   **{name: widgets.Checkbox(True, description=said, indent=False) for name, said in WORDS.items()})
