@@ -59,7 +59,7 @@ def loss_scale_strip(grads, powers=(0, 16, 44)):
         found = shares_in_float16(grads, 2. ** power)
         ax.text(-49, 1.4 * shares.max(), f"scale $2^{{{power}}}$, lost: {found['lost'] + found['infinite']:.0%}", va="top",
                 fontsize=11, bbox=LABEL_BOX)
-    for at, name in ((-37, "becomes 0"), (-19.5, "fewer digits"), (1, "all 11 bits"), (26, "becomes infinite")):
+    for at, name in ((-37, "becomes 0"), (-19.5, "fewer digits"), (1, "all digits"), (26, "becomes infinite")):
         axes[0].text(at, 1.57 * shares.max(), name, ha="center", va="bottom", fontsize=11)
     axes[-1].set(xlabel="power of 2 of the gradient, times the scale", xticks=[-48, -36, -25, -14, 0, 16, 28])
     axes[len(powers) // 2].set_ylabel("share of the gradients (%)")
@@ -78,7 +78,7 @@ def loss_scale_explorer(grads):
     ax = fig.subplots()
     top = shares.max() * 1.35
     draw_ranges(ax, top)
-    names = {-37: "becomes 0", (LOST + SMALLEST_NORMAL) / 2: "fewer digits", 1: "all 11 bits", 26: "infinite"}
+    names = {-37: "becomes 0", (LOST + SMALLEST_NORMAL) / 2: "fewer digits", 1: "all digits", 26: "infinite"}
     for at, name in names.items(): ax.text(at, top * .96, name, ha="center", va="top", fontsize=11)
     ax.set(xlabel="power of 2 of the gradient, times the scale", ylabel="share of the gradients (%)")
     ax.set_xticks([-48, -36, -25, -14, 0, 16, 28])
@@ -107,4 +107,4 @@ def loss_scale_explorer(grads):
     return explore(run, live, words=words,
                    caption="Live figure. The gradients of all layers' outputs, for a trained network and a loss that was divided by "
                            "2¹⁸. Which scales lose next to nothing? And what is wrong with the largest ones?",
-                   power=widgets.IntSlider(0, min=-8, max=44, step=1))
+                   power=widgets.IntSlider(8, min=-8, max=44, step=1))
