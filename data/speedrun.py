@@ -134,7 +134,7 @@ def follow(arm, recipe, dls, settings, seeds, save):
 
 def new_part(name): return {**{key: SETTINGS[name][key] for key in ("target", "batch_size", "tuned at")}, "arms": {}}
 def load(name): return mnist(device="cpu", n_valid=5000) if name == "mnist" else digits(device="cpu", n_valid=249)
-def how(part): return f"seeds {SEEDS[0]} to {SEEDS[-1]}; measured last: {part}"
+def how(part): return f"seeds from {SEEDS[0]} on, {SEEDS[-1]} at most; measured last: {part}"
 
 
 def measure(name, seeds, start):

@@ -110,9 +110,9 @@ def speedrun_explorer(found):
 
     def words(s):
         ticked = [WORDS[name] for name in WORDS if s[name]]
-        more = "" if s["reached"] else "more than "
+        more, less = ("", "") if s["reached"] else ("more than ", "less than ")
         head = f"With {', '.join(ticked)}" if ticked else "With no trick"
-        text = f"{head}: {more}{s['steps']:,.0f} steps, {more}{s['seconds']:.3g} s, {2 ** s['halvings']:.2g} times as fast as the plain recipe."
+        text = f"{head}: {more}{s['steps']:,.0f} steps, {more}{s['seconds']:.3g} s, {less}{2 ** s['halvings']:.3g} times as fast as the plain recipe."
         if len(s["shares"]) > 1:
             most = max(s["shares"], key=s["shares"].get)
             text += f" The largest share is that of {WORDS[most]}, a factor of {2 ** s['shares'][most]:.2f}."
