@@ -92,6 +92,7 @@ def test_each_section_has_its_notes_beside_its_slides(chapter):
     made = lectures.lecture(CHAPTERS[name], nb, notes)
     told = [cell.metadata.lecture for cell in made.cells if "title" in cell.metadata.get("lecture", {})]
     assert all(slide["notes"] for slide in told)
+    assert [slide["section"] == "" for slide in told] == [True] + [False] * (len(told) - 1)
     for section in {slide["section"] for slide in told} - {""}:
         seconds = sum(slide["seconds"] for slide in told if slide["section"] == section)
         assert abs(seconds - 60 * notes[section][0]) <= len(slides)

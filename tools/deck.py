@@ -286,7 +286,7 @@ def pack(sections):
     for heading, parts in sections:
         slide = None
         for part in parts:
-            full = slide is None or slide.closed or part.kind == "live" or slide.height + part.height > ROOM
+            full = slide is None or slide.closed or slide.height + part.height > ROOM
             if full and part.kind == "remark": continue
             if full:
                 before, slide = slide, Slide(heading.lstrip("# "), heading)

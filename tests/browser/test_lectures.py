@@ -181,7 +181,8 @@ def try_figures(page):
             wrong.append(moves(page, figure, lambda: pull(page, handle)))
         elif figure.locator("select").count():
             choice = figure.locator("select").first
-            wrong.append(moves(page, figure, lambda: (choice.focus(), page.keyboard.press("ArrowDown"))))
+            after = (choice.evaluate("list => list.selectedIndex") + 1) % choice.locator("option").count()
+            wrong.append(moves(page, figure, lambda: choice.select_option(index=after)))
         if figure.locator(".explorer-error").inner_text(): wrong.append(figure.locator(".explorer-error").inner_text())
     return [said for said in wrong if said]
 
