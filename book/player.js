@@ -105,7 +105,7 @@ const Player = (() => {
     }
 
     mark(style, shape, reach) {
-      const key = [style, shape].join(), { pen, ratio, unit } = this, size = 2 * Math.ceil(reach * ratio) + 1;
+      const key = [style, shape].join(), { pen, ratio, unit } = this, size = 2 * Math.ceil(reach * ratio);
       if (!this.marks[key]) {
         const canvas = this.marks[key] = make("canvas", { width: size, height: size });
         this.pen = canvas.getContext("2d");

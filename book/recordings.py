@@ -7,7 +7,7 @@ is trained when the book is built. `image_quality`: of pictures that are not wor
 POWERS = lambda low, high, n: [10 ** (low + (high - low) * i / (n - 1)) for i in range(n)]
 
 GRIDS = {
-    "data.affine_explorer": dict(angle=13, scale=[.6, 1, 1.5], shear=[-30, 0, 30], right=[-7, 0, 7], image_quality=30),
+    "data.affine_explorer": dict(angle=13, scale=[.6, 1, 1.5], shear=[-30, 0, 30], right=[-7, 0, 7], image_quality=60),
     "sgd.parabola_explorer": dict(lr=32, curvature=5, n_steps=[5, 20, 60, 200]),
     "sgd.canyon_explorer": dict(lr=32, steepness=5, n_steps=[5, 20, 60, 200]),
     "sgd.digits_explorer": dict(lr=POWERS(-3, 1.5, 19)),
@@ -29,7 +29,7 @@ GRIDS = {
     "transfer.head_explorer": dict(n_per_class=[1, 2, 5, 10, 30, 60], lr=POWERS(-4, 0, 5), draw=[0, 1, 2]),
     "regularization.memory_explorer": dict(noise=[0, .2, .4, .6, .8], dropout=[0, .4, .8]),
     "augmentation.batch_explorer": dict(
-        augmentation=None, strength=[.2, .4, .7, 1], pictures_of=None, image_quality=25),
+        augmentation=None, strength=[.2, .4, 1], pictures_of=None, image_quality=25),
     "augmentation.mix_explorer": dict(share=11, first=4, second=4),
     "compression.compression_explorer": dict(bits=None, zeros=[0, .5, .8, .9, .94, .98], units=None),
     "scaling_out.timeline_explorer": dict(

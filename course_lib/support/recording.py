@@ -154,11 +154,12 @@ class Recorder(RendererAgg):
     def draw_markers(self, gc, marker_path, marker_trans, path, trans, rgbFace=None):
         thick = self.points_to_pixels(gc.get_linewidth())
         flipped = marker_trans + Affine2D().scale(1, -1)
+        if not gc.get_snap(): flipped += Affine2D().translate(.5, .5)  # Agg has its middle in the middle of a pixel
         shape = outline(marker_path.cleaned(flipped, snap=gc.get_snap(), stroke_width=thick))
         places = path.cleaned(trans + self.flip, remove_nans=True, curves=False)
         at = places.vertices[(places.codes != Path.STOP) & (places.codes != Path.CLOSEPOLY)]
         seen = (at >= -AROUND).all(1) & (at <= [self.width + AROUND, self.height + AROUND]).all(1)
-        at = (np.floor(at[seen]) + .5) * UNIT  # Agg has marks in the middle of a pixel, too
+        at = np.floor(at[seen] + .5) * UNIT  # whole pixels, as Agg does it
         if not len(at) or not shape: return
         reach = math.ceil(np.abs(marker_trans.transform(marker_path.vertices)).max() + 2 * thick + 2)
         self.stamp(gc, self.style(gc, rgbFace), [self.outlines.add(shape)] * len(at), at, reach=reach)
