@@ -145,7 +145,7 @@ def alone(tmp_path_factory):
 def test_each_room_imports_on_its_own_methods_included(room, alone):
     problem, shown = alone[room]
     assert not problem
-    if not re.match(r"course_lib\.(figures|support\.(plots|curves|live))", room): assert shown == []
+    if not re.match(r"course_lib\.(figures|support\.(plots|curves|live|recording))", room): assert shown == []
 
 
 def test_the_surface_is_one_that_can_be_known():
