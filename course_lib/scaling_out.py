@@ -22,9 +22,10 @@ from .support.arguments import (
     a_function, a_loader, a_module, above_0, at_least_0, below_1, checked, pairs)
 from .support.checks import positive_int, whole_from_0, whole_number
 from .support.scaling_out import (
-    CheckedShards, MeetNowAndThen, OverRanks, PowerBooks, a_learner, a_script, above_0_s, alone,
+    CheckedShards, MeetNowAndThen, InBuckets, OverRanks, PowerBooks, a_learner, a_script, above_0_s, alone,
     as_path, floats_of, gather_losses, join, joined, load_checkpoint, n_ranks, rows_of, run_torchrun,
     save_checkpoint, split_among_ranks, stage_of_zero, torchrun_place, with_gradients)
+from .support.tensors import batch_size
 from .sweeps import Sweep
 
 # %% ../nbs/17_scaling_out.ipynb #a170dist
@@ -63,20 +64,31 @@ class ShardedLoader(CheckedShards):
         for batch in pairs(self.loader): yield rows_of(tuple(batch), self.rank, self.size)
 
 # %% ../nbs/17_scaling_out.ipynb #a170avg
-class AverageGradients(OverRanks, Callback):
+class AverageGradients(InBuckets, Callback):
     """Before each step, every rank's gradient becomes the mean over the rows of all ranks
-    (data parallel training). Under `GradientAccumulation`, once for each step.
+    (data parallel training). Messages leave in buckets while backward runs.
 
-    dtype: torch.float16 or torch.bfloat16 sends half the bytes. Alone it does nothing; `.sent`
-    counts the bytes that this rank sends. All ranks must make the same steps.
+    Under `GradientAccumulation`, once for each step. dtype: torch.float16 or torch.bfloat16 sends
+    half the bytes. Alone it does nothing; `.sent` counts the bytes that this rank sends.
     """
     run_after, run_before = (GradientAccumulation,), (GradientClip, MixedPrecision)
 
+    def before_backward(self, learn):
+        accumulates = any(isinstance(cb, GradientAccumulation) for cb in learn.fit_cbs)
+        if n_ranks() > 1 and not accumulates: self.open_buckets(learn, batch_size(learn.yb))
+
+    def ready(self, p):                                 # backward calls it when p.grad is finished
+        self.bucket_of[p].missing.discard(p)
+        while self.waiting and not self.waiting[0].missing: self.send(self.waiting.popleft())
+
+    def send(self, bucket):
+        bucket.work = self.post(bucket.pack(self.share, self.dtype))    # all_reduce(async_op=True)
+
     def before_step(self, learn):
         if n_ranks() == 1: return
-        share, grads = self.my_share(with_gradients(learn.opt))
-        for grad in grads: grad *= share                # this rank's share of all rows
-        self.all_sum(grads, self.dtype)                 # all_reduce of all of them at once
+        if not self.begun: self.open_buckets(learn)
+        found = self.send_the_rest(learn)
+        for bucket in self.buckets: bucket.unpack(found)
 
 # %% ../nbs/17_scaling_out.ipynb #a170ring3
 @checked(n_bytes=at_least_0, n=positive_int)
