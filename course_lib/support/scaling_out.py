@@ -324,13 +324,13 @@ class Bucket:
                 p.grad.copy_(part.view_as(p))
 
 
-def buckets_of(params, n_bytes=None):
+def buckets_of(params):
     "Buckets of about so many bytes, the last parameters first, since backward finishes these first; one device and dtype each."
-    buckets, n_bytes = [], n_bytes or BUCKET_BYTES
+    buckets = []
     for same in by_kind(params[::-1]):
         size = math.inf
         for p in same:
-            if size >= n_bytes:
+            if size >= BUCKET_BYTES:
                 buckets.append([])
                 size = 0
             buckets[-1].append(p)
