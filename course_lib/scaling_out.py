@@ -22,7 +22,7 @@ from .support.arguments import (
     a_function, a_loader, a_module, above_0, at_least_0, below_1, checked, pairs)
 from .support.checks import positive_int, whole_from_0, whole_number
 from .support.scaling_out import (
-    CheckedShards, MeetNowAndThen, InBuckets, OverRanks, PowerBooks, a_learner, a_script, above_0_s, alone,
+    CheckedShards, MeetNowAndThen, InBuckets, PowerBooks, a_learner, a_script, above_0_s, alone,
     as_path, floats_of, gather_losses, join, joined, load_checkpoint, n_ranks, rows_of, run_torchrun,
     save_checkpoint, split_among_ranks, stage_of_zero, torchrun_place, with_gradients)
 from .support.tensors import batch_size

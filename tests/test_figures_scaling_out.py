@@ -1,7 +1,7 @@
 """The live figures of chapter 17, over the whole range of their controls, against closed forms."""
 import pytest
 
-from course_lib.figures.scaling_out import memory_explorer, timeline_explorer
+from course_lib.figures.scaling_out import memory_explorer, ring_figure, timeline_explorer
 
 SIZES = [40, 16_000, *[1_600, 640_000] * 10, 1_600, 1_254_400]
 READY = [.014 + .03 * (i + 1) / len(SIZES) for i in range(len(SIZES))]
@@ -54,3 +54,12 @@ def test_the_bars_of_memory_are_zeros_arithmetic(name):
         assert memory.state["gigabytes"] == pytest.approx(expected)
         fits = [stage for stage, gigabytes in enumerate(expected) if gigabytes <= 80]
         assert memory.state["fits"] == (fits[0] if fits else None)
+
+
+def test_the_rings_numbers_and_arrows():
+    start = [[1] * 3, [10] * 3, [100] * 3]
+    fig = ring_figure([([], start), ([(0, 0), (1, 1), (2, 2)], [[1, 1, 101], [11, 10, 10], [100, 110, 100]])])
+    assert [[text.get_text() for text in ax.texts if text.get_text()] for ax in fig.axes] == [
+        ["1"] * 3 + ["10"] * 3 + ["100"] * 3, ["1", "1", "101", "11", "10", "10", "100", "110", "100"]]
+    arrows = [[text for text in ax.texts if not text.get_text()] for ax in fig.axes]
+    assert [len(found) for found in arrows] == [0, 4]                # from the last rank to the first in two pieces

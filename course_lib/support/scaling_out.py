@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import subprocess
+import symtable
 import sys
 import tempfile
 import textwrap
@@ -614,11 +615,21 @@ class Parcel:
         source = source_of(value)
         self.names[name] = None  # so that one that calls itself is met once
         if inspect.isfunction(value): namespace = namespace | value.__globals__ | inspect.getclosurevars(value).nonlocals
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Name) and node.id in namespace: self.add(node.id, namespace[node.id], namespace)
+        for needed in globals_in(source):
+            if needed in namespace: self.add(needed, namespace[needed], namespace)
         del self.names[name]
         self.names[name] = "source", (value.__name__, source)
         return name
+
+
+def globals_in(source):
+    "The names that a source takes from the module around it, in alphabetical order; not those of its own variables."
+    tables, names = [symtable.symtable(source, "<source>", "exec")], set()
+    for table in tables:
+        tables += table.get_children()
+        at_top = table.get_type() == "module"
+        names |= {s.get_name() for s in table.get_symbols() if (s.is_referenced() and not s.is_assigned() if at_top else s.is_global())}
+    return sorted(names)
 
 
 def source_of(value):
