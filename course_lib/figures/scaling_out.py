@@ -66,7 +66,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     bar = lambda color: top.plot([], [], lw=44, ls="-", marker="", solid_capstyle="butt", color=COLORS[color])[0]
     bars = {"forward": bar("blue"), "backward": bar("green"), "messages": bar("orange"), "more": bar("amber")}
     end, = top.plot([], [], ls="--", lw=1.5, color=GHOST, marker="")
-    note = top.text(.98, 1.02, "", transform=top.transAxes, ha="right", va="bottom", fontsize=11, bbox=LABEL_BOX)
+    note = top.text(.94, .47, "", transform=top.transAxes, ha="right", va="center", fontsize=11, bbox=LABEL_BOX)
     names = [top.text(0, 1.38, " forward (blue), backward (green): measured", fontsize=11),
              top.text(0, .38, " messages (orange and amber in turn): simulated", fontsize=11)]
     top.set(ylim=(-.45, 1.75), xlabel="time since the step began (ms)", yticks=[])
