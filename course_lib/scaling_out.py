@@ -76,10 +76,9 @@ def ring_seconds(n_bytes, n, latency, bandwidth):
 # %% ../nbs/17_scaling_out.ipynb #a170avg
 class AverageGradients(InBuckets, Callback):
     """Before each step, every rank's gradient becomes the mean over the rows of all ranks
-    (data parallel training). Messages leave in buckets while backward runs.
-
-    Under `GradientAccumulation`, once for each step. dtype: torch.float16 or torch.bfloat16 sends
-    half the bytes. Alone it does nothing; `.sent` counts the bytes that this rank sends."""
+    (data parallel training). Messages leave in buckets while backward runs; under
+    `GradientAccumulation`, once for each step. dtype: torch.float16 or torch.bfloat16 sends half
+    the bytes. Alone it does nothing; `.sent` counts the bytes that this rank sends."""
     run_after, run_before = (GradientAccumulation,), (GradientClip, MixedPrecision)
 
     def before_backward(self, learn):                   # all ranks tell their rows
