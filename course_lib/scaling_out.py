@@ -156,7 +156,8 @@ class LocalSGD(MeetNowAndThen, Callback):
 class DiLoCo(MeetNowAndThen, Callback):
     """Local training, and where the ranks meet, an outer step of SGD with Nesterov's momentum along
     the way that they have come on average (Douillard et al., 2023). every: steps between meetings;
-    lr, momentum: of the outer step, lr above 0 and momentum in [0, 1), without any in a new fit."""
+    lr, momentum: of the outer step, lr above 0 and momentum in [0, 1).
+    A new fit begins with no momentum."""
     @checked(lr=above_0, momentum=below_1)
     def __init__(self, every, lr=.7, momentum=.9):
         super().__init__(every)

@@ -39,7 +39,7 @@ def test_one_bucket_is_sent_after_backward_and_small_ones_before(timeline):
     timeline.reset()
     first = timeline.state
     timeline.set(bucket_mb=1000)
-    alone = 1e3 * 2 * 7 * (50e-6 + sum(SIZES) / 8 / 1.25e9)
+    alone = 1e3 * 2 * 31 * (50e-6 + sum(SIZES) / 32 / 1.25e9)
     assert timeline.state["n_messages"] == 1 and timeline.state["waiting_ms"] == pytest.approx(alone)
     assert first["n_messages"] > 1 and first["efficiency"] > timeline.state["efficiency"]
 

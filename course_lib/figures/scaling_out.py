@@ -48,6 +48,7 @@ def ring_figure(rounds):
         ax.set_xticks(range(3), "123")
         ax.set_yticks(range(3), ["rank A", "rank B", "rank C"])
         ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
         ax.grid(visible=False)
     return fig
 
@@ -69,6 +70,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     note = top.text(.94, .47, "", transform=top.transAxes, ha="right", va="center", fontsize=11, bbox=LABEL_BOX)
     names = [top.text(0, 1.38, " forward (blue), backward (green): measured", fontsize=11),
              top.text(0, .38, " messages (orange and amber in turn): simulated", fontsize=11)]
+    for text in (*names, note): text.set_in_layout(False)         # or it would need room of its own before its axis is known
     top.set(ylim=(-.45, 1.75), xlabel="time since the step began (ms)", yticks=[])
     top.grid(axis="y", visible=False)
     overlapped, = right.plot([], [], color=COLORS["orange"], marker="o", ms=4, label="these buckets")
@@ -91,7 +93,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
         bars["messages"].set_data(*spans([(1e3 * a, 1e3 * b) for a, b, _ in messages[::2]], 0))
         bars["more"].set_data(*spans([(1e3 * a, 1e3 * b) for a, b, _ in messages[1::2]], 0))
         end.set_data([1e3 * over] * 2, [-.45, 1.75])
-        top.set_xlim(0, 1e3 * over * 1.04)
+        top.set_xlim(-10 * over, 1e3 * over * 1.04)
         for line, size in ((overlapped, bucket_mb * 1e6), (at_the_end, float("inf"))):
             line.set_data(RANKS, [100 * compute / one_step(ready, sizes, n, size, **speed)[1] for n in RANKS])
         efficiency = compute / over
@@ -107,9 +109,9 @@ def timeline_explorer(forward, ready, sizes, images=128):
 
     megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
     return explore(run, live, words=words,
-                   caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 8 ranks, "
+                   caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 32 ranks, "
                            "buckets of 2 MB, a network of 10 gigabits per second (1.25 GB/s) and a latency of 50 µs.",
-                   ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=8),
+                   ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=32),
                    bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=2),
                    latency_us=widgets.SelectionSlider(options=[1, 5, 20, 50, 200, 1000], value=50),
                    gb_per_s=widgets.SelectionSlider(options=[.125, .5, 1.25, 5, 25, 50, 200], value=1.25))
@@ -150,7 +152,7 @@ def memory_explorer():
             begin = ends
         for text, total in zip(texts, totals):
             text.set_x(total + ax.get_xlim()[1] * .012)
-            text.set_text(f"{total:,.4g} GB" if total < 1000 else f"{total:,.0f} GB")
+            text.set_text(f"{total:,.3g} GB" if total < 1000 else f"{total:,.0f} GB")
         fits = next((stage for stage, total in enumerate(totals) if total <= 80), None)
         return {"billions": billions, "ranks": ranks, "gigabytes": totals, "fits": fits}
 

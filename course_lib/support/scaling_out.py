@@ -732,7 +732,7 @@ def serve(folder, rank, size, timeout):
 
 def where(error):
     "The innermost line of a notebook's function in a traceback."
-    places = [f"    in {frame.name}, line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    places = [f"    in {frame.name}, line {frame.lineno} of {frame.filename.strip('<>')}" for frame in traceback.extract_tb(error.__traceback__)
               if frame.filename.startswith("<")]
     return places[-1] if places else ""
 
