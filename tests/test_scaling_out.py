@@ -74,7 +74,8 @@ def nothing_stays(temporary):
 
 def run_checks(folder, n, names):
     "One torchrun for many checks; what each rank said of each."
-    try: said = launch(ranks.__file__, n, folder, *names, timeout=240)
+    # only a net: where other programs take the cores, all of it runs some five times as long as on idle ones
+    try: said = launch(ranks.__file__, n, folder, *names, timeout=480)
     except RankError as error: said = str(error)
     return SimpleNamespace(folder=folder, n=n, said=said)
 
