@@ -1,7 +1,7 @@
 """The live figures of chapter 17, over the whole range of their controls, against closed forms."""
 import pytest
 
-from course_lib.figures.scaling_out import memory_explorer, timeline_explorer
+from course_lib.figures.scaling_out import memory_explorer, ring_figure, timeline_explorer
 
 SIZES = [40, 16_000, *[1_600, 640_000] * 10, 1_600, 1_254_400]
 READY = [.014 + .03 * (i + 1) / len(SIZES) for i in range(len(SIZES))]
@@ -39,7 +39,7 @@ def test_one_bucket_is_sent_after_backward_and_small_ones_before(timeline):
     timeline.reset()
     first = timeline.state
     timeline.set(bucket_mb=1000)
-    alone = 1e3 * 2 * 7 * (50e-6 + sum(SIZES) / 8 / 1.25e9)
+    alone = 1e3 * 2 * 31 * (50e-6 + sum(SIZES) / 32 / 1.25e9)
     assert timeline.state["n_messages"] == 1 and timeline.state["waiting_ms"] == pytest.approx(alone)
     assert first["n_messages"] > 1 and first["efficiency"] > timeline.state["efficiency"]
 
@@ -54,3 +54,12 @@ def test_the_bars_of_memory_are_zeros_arithmetic(name):
         assert memory.state["gigabytes"] == pytest.approx(expected)
         fits = [stage for stage, gigabytes in enumerate(expected) if gigabytes <= 80]
         assert memory.state["fits"] == (fits[0] if fits else None)
+
+
+def test_the_rings_numbers_and_arrows():
+    start = [[1] * 3, [10] * 3, [100] * 3]
+    fig = ring_figure([([], start), ([(0, 0), (1, 1), (2, 2)], [[1, 1, 101], [11, 10, 10], [100, 110, 100]])])
+    assert [[text.get_text() for text in ax.texts if text.get_text()] for ax in fig.axes] == [
+        ["1"] * 3 + ["10"] * 3 + ["100"] * 3, ["1", "1", "101", "11", "10", "10", "100", "110", "100"]]
+    arrows = [[text for text in ax.texts if not text.get_text()] for ax in fig.axes]
+    assert [len(found) for found in arrows] == [0, 4]                # from the last rank to the first in two pieces

@@ -4,6 +4,7 @@ from functools import partial
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..scaling_out import bucket_messages, ring_seconds, zero_bytes
 from ..support.checks import counted
@@ -27,6 +28,32 @@ def one_step(ready, sizes, n, bucket_bytes, latency, bandwidth):
 
 
 @styled
+def ring_figure(rounds):
+    """What three ranks have after each round of a ring. rounds: for each, who has sent which part, a list of (rank, part), and
+    the numbers, `[rank][part]`, whose digits 1 count the ranks that are in them."""
+    fig = Figure(figsize=(11, 3.2))
+    fills = {1: "white", 2: "#f5d9a0", 3: "#a5dfc8"}
+    for i, (ax, (sending, parts)) in enumerate(zip(fig.subplots(1, len(rounds), sharey=True), rounds)):
+        for rank, mine in enumerate(parts):
+            for part, number in enumerate(mine):
+                n_in = str(number).count("1")
+                ax.add_patch(Rectangle((part - .42, rank - .28), .84, .56, ec="black", lw=.8, fc=fills[n_in]))
+                ax.text(part, rank, number, ha="center", va="center", fontsize=12, weight="bold" if n_in == 3 else None)
+        for rank, part in sending:
+            for begin, end in ([(rank + .28, rank + .72)] if rank < 2 else [(rank + .28, rank + .62), (-.72, -.28)]):
+                style = "-" if end > 2.5 else "-|>"
+                ax.annotate("", (part, end), (part, begin), arrowprops={
+                    "arrowstyle": style, "lw": 2.5, "color": COLORS["blue"], "shrinkA": 0, "shrinkB": 0})
+        ax.set(xlim=(-.6, 2.6), ylim=(2.75, -.8), xlabel="part", title=f"after round {i}" if i else "at the start")
+        ax.set_xticks(range(3), "123")
+        ax.set_yticks(range(3), ["rank A", "rank B", "rank C"])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
+    return fig
+
+
+@styled
 def timeline_explorer(forward, ready, sizes, images=128):
     """One step of data parallel training on 2 to 1,024 ranks, simulated: forward and backward as measured on one process,
     messages as a ring takes them at the latency and bandwidth of the sliders.
@@ -35,14 +62,16 @@ def timeline_explorer(forward, ready, sizes, images=128):
     bytes; images: of each rank's batch. `.state`: ranks, bucket_mb, latency_us, gb_per_s, n_messages, compute_ms, step_ms,
     waiting_ms (how long the ranks wait after backward), efficiency (compute / step), images_per_s of all ranks.
     """
-    compute, fig = ready[-1], Figure(figsize=(10.5, 4.4))
+    compute, fig = ready[-1], Figure(figsize=(10.5, 3.6))
     top, right = fig.subplots(1, 2, width_ratios=[1.7, 1])
-    bar = lambda color: top.plot([], [], lw=26, ls="-", marker="", solid_capstyle="butt", color=COLORS[color])[0]
+    bar = lambda color: top.plot([], [], lw=44, ls="-", marker="", solid_capstyle="butt", color=COLORS[color])[0]
     bars = {"forward": bar("blue"), "backward": bar("green"), "messages": bar("orange"), "more": bar("amber")}
     end, = top.plot([], [], ls="--", lw=1.5, color=GHOST, marker="")
-    note = top.text(.98, .97, "", transform=top.transAxes, ha="right", va="top", fontsize=11, bbox=LABEL_BOX)
-    names = [top.text(0, 1.42, "forward (blue), backward (green): measured", fontsize=11), top.text(0, .42, "messages (orange and amber in turn): simulated", fontsize=11)]
-    top.set(ylim=(-.6, 2.3), xlabel="time since the step began (ms)", yticks=[])
+    note = top.text(.94, .47, "", transform=top.transAxes, ha="right", va="center", fontsize=11, bbox=LABEL_BOX)
+    names = [top.text(0, 1.38, " forward (blue), backward (green): measured", fontsize=11),
+             top.text(0, .38, " messages (orange and amber in turn): simulated", fontsize=11)]
+    for text in (*names, note): text.set_in_layout(False)         # or it would need room of its own before its axis is known
+    top.set(ylim=(-.45, 1.75), xlabel="time since the step began (ms)", yticks=[])
     top.grid(axis="y", visible=False)
     overlapped, = right.plot([], [], color=COLORS["orange"], marker="o", ms=4, label="these buckets")
     at_the_end, = right.plot([], [], color=GHOST, ls="--", marker="s", ms=4, label="one message at the end")
@@ -63,8 +92,8 @@ def timeline_explorer(forward, ready, sizes, images=128):
         bars["backward"].set_data(*spans([(1e3 * forward, 1e3 * compute)], 1))
         bars["messages"].set_data(*spans([(1e3 * a, 1e3 * b) for a, b, _ in messages[::2]], 0))
         bars["more"].set_data(*spans([(1e3 * a, 1e3 * b) for a, b, _ in messages[1::2]], 0))
-        end.set_data([1e3 * over] * 2, [-.6, 1.6])
-        top.set_xlim(0, 1e3 * over * 1.04)
+        end.set_data([1e3 * over] * 2, [-.45, 1.75])
+        top.set_xlim(-10 * over, 1e3 * over * 1.04)
         for line, size in ((overlapped, bucket_mb * 1e6), (at_the_end, float("inf"))):
             line.set_data(RANKS, [100 * compute / one_step(ready, sizes, n, size, **speed)[1] for n in RANKS])
         efficiency = compute / over
@@ -80,9 +109,9 @@ def timeline_explorer(forward, ready, sizes, images=128):
 
     megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
     return explore(run, live, words=words,
-                   caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 8 ranks, "
+                   caption="Live figure, a simulation: forward and backward were measured here, messages are reckoned. It starts with 32 ranks, "
                            "buckets of 2 MB, a network of 10 gigabits per second (1.25 GB/s) and a latency of 50 µs.",
-                   ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=8),
+                   ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=32),
                    bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=2),
                    latency_us=widgets.SelectionSlider(options=[1, 5, 20, 50, 200, 1000], value=50),
                    gb_per_s=widgets.SelectionSlider(options=[.125, .5, 1.25, 5, 25, 50, 200], value=1.25))
@@ -123,7 +152,7 @@ def memory_explorer():
             begin = ends
         for text, total in zip(texts, totals):
             text.set_x(total + ax.get_xlim()[1] * .012)
-            text.set_text(f"{total:,.4g} GB" if total < 1000 else f"{total:,.0f} GB")
+            text.set_text(f"{total:,.3g} GB" if total < 1000 else f"{total:,.0f} GB")
         fits = next((stage for stage, total in enumerate(totals) if total <= 80), None)
         return {"billions": billions, "ranks": ranks, "gigabytes": totals, "fits": fits}
 

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import linecache
+import math
 import os
 import pickle
 import re
@@ -14,6 +15,7 @@ import select
 import shutil
 import signal
 import subprocess
+import symtable
 import sys
 import tempfile
 import textwrap
@@ -21,6 +23,7 @@ import time
 import traceback
 import types
 import warnings
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -155,12 +158,14 @@ def sum_in_place(tensors, dtype=None):
 
 
 def from_rank_0(tensors):
-    "Replace tensors on every rank by those of rank 0."
+    "Replace tensors on every rank by those of rank 0; one message for each device and dtype."
     with torch.no_grad(), in_words():
-        for tensor in tensors:
-            message = tensor.detach().contiguous()
+        for same in by_kind(tensors):
+            message = torch.cat([tensor.detach().reshape(-1) for tensor in same])
             dist.broadcast(message, 0)
-            tensor.detach().copy_(message)
+            if my_rank() == 0: continue
+            for tensor, part in zip(same, message.split([tensor.numel() for tensor in same])):
+                tensor.detach().copy_(part.view_as(tensor))
 
 
 def model_tensors(model): return [*model.parameters(), *model.buffers()]
@@ -186,7 +191,8 @@ def is_over(cancelled):
     return cancelled is None or hasattr(cancelled, "skips")
 
 
-PLACES = "takes a step", "meets the others", "has ended a training", "has ended a validation"
+PLACES = ("takes a step", "meets the others", "has ended a training", "has ended a validation", "computes gradients",
+          "makes no step", "has failed")
 
 
 class OverRanks:
@@ -204,21 +210,32 @@ class OverRanks:
 
     def all_sum(self, tensors, dtype=None): self.sent += sum_in_place(tensors, dtype)
 
-    def announce(self, place, values=(), device="cpu"):
-        """The sums of some numbers over the ranks, a list of floats. Each says where it is in the loop, too: `RankError` on all of
-        them unless they are all at the same place."""
+    def post(self, message):
+        "Sum a message over the ranks, and do not wait: the work that is under way."
+        self.sent += ring(message.nbytes, n_ranks())
+        with in_words(): return dist.all_reduce(message, async_op=True)
+
+    def tell(self, place, values=(), device="cpu"):
+        "Some numbers whose sums all ranks shall know, and where this one is in the loop; `hear` waits for those of the others."
         n = n_ranks()
         message = torch.zeros(n + self.n_values, dtype=torch.float64)
         message[my_rank()] = PLACES.index(place)
         message[n:n + len(values)] = torch.tensor(values, dtype=torch.float64)
         message = message.to(device)
-        self.all_sum([message])
-        places, sums = message[:n].int().tolist(), message[n:n + len(values)].tolist()
+        return message, self.post(message), len(values)
+
+    def hear(self, message, work, n_sums):
+        "The sums over the ranks, a list of floats. `RankError` on all of them unless they are all at the same place."
+        with in_words(): work.wait()
+        n = n_ranks()
+        places, sums = message[:n].int().tolist(), message[n:n + n_sums].tolist()
         if len({*places}) > 1:
             said = ", ".join(f"rank {rank} {PLACES[at]}" for rank, at in enumerate(places))
             raise RankError(f"The ranks are not at the same place: {said}. Has a callback stopped one of them, or has its loader "
                             "fewer batches? All ranks must make the same steps.")
         return sums
+
+    def announce(self, place, values=(), device="cpu"): return self.hear(*self.tell(place, values, device))
 
     def mean_over_ranks(self, tensors, dtype=None):
         "Replace tensors by their mean over ranks, in place."
@@ -273,6 +290,128 @@ class OverRanks:
 
     def after_train(self, learn): self.average_results(learn)
     def after_validate(self, learn): self.average_results(learn)
+
+
+# Gradients on their way while backward runs
+
+BUCKET_BYTES = 2 ** 20
+
+
+class Bucket:
+    "Gradients that travel in one message. `.missing`: those that backward has not finished; `.work`: the message on its way."
+    def __init__(self, params): self.params, self.missing, self.message, self.work, self.versions = params, set(), None, None, None
+
+    def open(self): self.missing, self.work, self.message = {*self.params}, None, None
+
+    def pack(self, share, dtype=None):
+        "The gradients times this rank's share, as one vector to send; 0 where there is none, or where this rank has no row."
+        with torch.no_grad():
+            grads = [torch.zeros_like(p) if p.grad is None or not share else p.grad.to_dense() for p in self.params]
+            self.message = torch.cat([grad.reshape(-1) for grad in grads]).mul_(share).to(dtype)
+        self.versions = self.state()
+        return self.message
+
+    def state(self): return [(id(p.grad), None if p.grad is None else p.grad._version) for p in self.params]
+
+    def is_stale(self): return self.versions != self.state()
+
+    def unpack(self, anywhere):
+        "Copy what has arrived into the gradients of those parameters that have one on any rank."
+        with in_words(): self.work.wait()
+        with torch.no_grad():
+            for p, part in zip(self.params, self.message.split([p.numel() for p in self.params])):
+                if p not in anywhere: continue
+                if p.grad is None or p.grad.is_sparse: p.grad = torch.empty_like(p)
+                p.grad.copy_(part.view_as(p))
+
+
+def buckets_of(params):
+    "Buckets of about so many bytes, the last parameters first, since backward finishes these first; one device and dtype each."
+    buckets = []
+    for same in by_kind(params[::-1]):
+        size = math.inf
+        for p in same:
+            if size >= BUCKET_BYTES:
+                buckets.append([])
+                size = 0
+            buckets[-1].append(p)
+            size += p.nbytes
+    return [Bucket(params) for params in buckets]
+
+
+class InBuckets(OverRanks):
+    """What `AverageGradients` inherits: the gradients' buckets, and what must be true of their messages. All ranks send the same
+    buckets in the same order; where a batch ends without a step, or fails, those that have not left are sent as well.
+
+    A subclass has `ready(p)`, which backward calls when p.grad is finished, and `send(bucket)`.
+    """
+    def __init__(self, dtype=None):
+        super().__init__(dtype)
+        self.forget()
+
+    def forget(self): self.params, self.hooks, self.buckets, self.waiting, self.begun, self.told = [], [], [], deque(), False, None
+
+    def before_fit(self, learn):
+        super().before_fit(learn)
+        self.forget()
+
+    def after_fit(self, learn):
+        for hook in self.hooks: hook.remove()
+        self.forget()
+
+    def open_buckets(self, learn, n=0):
+        "All ranks tell their rows, n more than those counted. Then all buckets wait for their gradients."
+        params = with_gradients(learn.opt)
+        if [*map(id, params)] != [*map(id, self.params)]:
+            self.after_fit(learn)
+            self.params, self.buckets = params, buckets_of(params)
+            self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.params}
+            self.hooks = [p.register_post_accumulate_grad_hook(self.ready) for p in params]
+        for bucket in self.buckets: bucket.open()
+        self.my_rows, self._share, self.waiting, self.begun = self.rows + n, None, deque(self.buckets), True
+        self.told = self.tell("computes gradients", [self.my_rows], learn.device or "cpu")
+
+    @property
+    def share(self):
+        "This rank's share of all rows; the first bucket has to wait for it, and none leaves unless all ranks compute gradients."
+        if self.told:
+            told, self.told = self.told, None
+            total, = self.hear(*told)
+            self._share = self.my_rows / total if total else 0.
+        return self._share
+
+    def send_the_rest(self, learn, place="takes a step"):
+        """What has not left yet, such as gradients of parameters that took no part. Gives the parameters that have a gradient on any
+        rank. What somebody has changed since it left, on any rank, is sent once more."""
+        self.begun = False
+        while self.waiting: self.send(self.waiting.popleft())
+        stale = any(bucket.is_stale() for bucket in self.buckets)
+        has = [float(p.grad is not None) for p in self.params]
+        stale, *found = self.announce(place, [stale, *has], learn.device or "cpu")
+        if stale:
+            for bucket in self.buckets:
+                with in_words(): bucket.work.wait()
+                self.send(bucket)
+        return {p for p, n in zip(self.params, found) if n}
+
+    def give_up(self, learn):
+        "A batch that ends without a step, here and on all ranks; after an error the others are told, and it does not wait for them."
+        if is_over(learn.cancelled):
+            self.send_the_rest(learn, "makes no step")
+            for bucket in self.buckets:
+                with in_words(): bucket.work.wait()
+            return
+        self.begun = False
+        if self.told: self.told, self._share = None, 0.
+        if self._share is None: return  # the ranks are not at the same place
+        with contextlib.suppress(RuntimeError):
+            while self.waiting: self.send(self.waiting.popleft())
+            self.tell("has failed", device=learn.device or "cpu")
+
+    def after_batch(self, learn):
+        try:
+            if self.begun: self.give_up(learn)
+        finally: super().after_batch(learn)
 
 
 def with_gradients(opt): return [p for p in parameters_of(opt) if p.requires_grad]
@@ -476,11 +615,21 @@ class Parcel:
         source = source_of(value)
         self.names[name] = None  # so that one that calls itself is met once
         if inspect.isfunction(value): namespace = namespace | value.__globals__ | inspect.getclosurevars(value).nonlocals
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Name) and node.id in namespace: self.add(node.id, namespace[node.id], namespace)
+        for needed in globals_in(source):
+            if needed in namespace: self.add(needed, namespace[needed], namespace)
         del self.names[name]
         self.names[name] = "source", (value.__name__, source)
         return name
+
+
+def globals_in(source):
+    "The names that a source takes from the module around it, in alphabetical order; not those of its own variables."
+    tables, names = [symtable.symtable(source, "<source>", "exec")], set()
+    for table in tables:
+        tables += table.get_children()
+        at_top = table.get_type() == "module"
+        names |= {s.get_name() for s in table.get_symbols() if (s.is_referenced() and not s.is_assigned() if at_top else s.is_global())}
+    return sorted(names)
 
 
 def source_of(value):
@@ -573,8 +722,8 @@ def serve(folder, rank, size, timeout):
         said, (paths, names, packed) = io.StringIO(), job
         sys.path[:] = paths
         try:
-            function, args = open_parcel(names, packed, large)
-            with contextlib.redirect_stdout(said): result = function(*args)
+            function, args, options = open_parcel(names, packed, large)
+            with contextlib.redirect_stdout(said): result = function(*args, **options)
             send(outbox, ("result", result, said.getvalue()))
         except BaseException as error:
             send(outbox, ("error", f"{type(error).__name__}: {error}\n{where(error)}".strip(), said.getvalue()))
@@ -583,13 +732,13 @@ def serve(folder, rank, size, timeout):
 
 def where(error):
     "The innermost line of a notebook's function in a traceback."
-    places = [f"    in {frame.name}, line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    places = [f"    in {frame.name}, line {frame.lineno} of {frame.filename.strip('<>')}" for frame in traceback.extract_tb(error.__traceback__)
               if frame.filename.startswith("<")]
     return places[-1] if places else ""
 
 
 class Ranks:
-    """Processes that stay alive, and run the functions of a notebook: `ranks(function, *args)` gives the results, one for each
+    """Processes that stay alive, and run the functions of a notebook: `ranks(function, *args, **options)` gives the results, one for each
     rank, and prints what they printed.
 
     n: how many; timeout: seconds that one waits for a message. They start in the background, without a port, and end with
@@ -640,10 +789,10 @@ class Ranks:
         if code < 0: return f"was ended by {signal.Signals(-code).name}"
         return f"ended with exit status {code}\n{last_words(text)}"
 
-    def __call__(self, function, *args, patience=60.):
+    def __call__(self, function, *args, patience=60., **options):
         if not callable(function): refuse("function", "a function", function)
         parcel = Parcel(vars(sys.modules["__main__"]))
-        packed = parcel.pack((function, args))
+        packed = parcel.pack((function, args, options))
         self.wait_until_ready()
         names = without_known(parcel.names, self.known)
         for process in self.processes:
@@ -700,7 +849,7 @@ class MeetNowAndThen(OverRanks):
         self.meet(learn)
 
 
-class PowerBooks:
+class PowerBooks:  # before `AverageGradients`, so that no bucket leaves
     "What `PowerSGD` adds: its rank checked, which weights are worth it, and for each what was lost and the last factor."
     def __init__(self, rank=1):
         super().__init__()
@@ -709,6 +858,8 @@ class PowerBooks:
     def before_fit(self, learn):
         super().before_fit(learn)
         if {*self.qs} - {*learn.model.parameters()}: self.errors, self.qs = {}, {}  # of another model
+
+    def before_backward(self, learn): "Nothing: it sends its factors before the step."
 
     @staticmethod
     def matrix(p): return p.grad.detach().flatten(1).to(torch.promote_types(p.grad.dtype, torch.float32))
