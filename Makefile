@@ -24,7 +24,7 @@ test nbval test-colab: export OMP_NUM_THREADS = 1
 test nbval test-colab: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor slides lecture
+.PHONY: help lab test test-lectures nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor slides lecture
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,10 +53,10 @@ lab: $(VENV)/.notebooks  ## open the course in JupyterLab (PORT=8888, BROWSER=no
 	$(BIN)/jupyter lab --port=$(PORT) --config=tools/jupyter_server_config.py \
 	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Without playwright or Chromium the browser test is skipped: then pytest collects nothing and says 5. The book has its own, `test-book`.
+# Without playwright or Chromium the browser test is skipped: then pytest collects nothing and says 5. The book and the lectures have their own: `test-book`, `test-lectures`.
 test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter, tests
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS) tests --ignore=tests/browser
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser --ignore=tests/browser/test_book.py || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser/test_browser.py || [ $$? = 5 ]
 
 NOTEBOOKS ?= nbs
 nbval: $(VENV)/.installed  ## run every chapter and its assertions (WORKERS=2 at a time; NOTEBOOKS=dist/instructor/nbs)
@@ -102,6 +102,10 @@ student: $(VENV)/.installed  ## what students get: notebooks without solutions, 
 
 instructor: $(VENV)/.installed  ## the same with solutions, in dist/instructor
 	$(BIN)/python tools/editions.py instructor
+
+test-lectures: $(VENV)/.lectures  ## the slides of some chapters in a browser (LECTURES="03 06", all: minutes a chapter)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,browser,lectures]"
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser/test_lectures.py
 
 lecture: $(VENV)/.lectures  ## give a chapter as a lecture in JupyterLab: make lecture NB="03 06" (PORT, BROWSER=no, HOST=0.0.0.0)
 	$(BIN)/python tools/lectures.py notebooks $(NB)
