@@ -1,9 +1,6 @@
 """A live figure without a kernel: what it draws at every setting of a grid, for `book/player.js` to draw again.
 
-`Explorer.record` makes a `Recording`. Every artist draws itself with the `Recorder`, a renderer of matplotlib that writes
-down outlines, marks, texts and images instead of pixels; so any artist will do, and what the recorder does not know is an
-error.
-"""
+Artists draw with a renderer that writes down outlines, texts and images instead of pixels; what it does not know is an error."""
 import base64
 import html
 import inspect
