@@ -388,12 +388,14 @@ def test_each_slider_of_part_four_moves_its_figure(lab, page, name):
     for figure in figures.all():
         figure.scroll_into_view_if_needed()
         picture, words = figure.locator("img.live-figure"), figure.locator(".explorer-words")
-        assert figure.locator(".noUi-handle").count() > 0
-        for handle in figure.locator(".noUi-handle").all():
+        sliders, boxes = figure.locator(".noUi-handle"), figure.locator("input[type=checkbox]")
+        assert sliders.count() + boxes.count() > 0
+        for control in [*sliders.all(), *boxes.all()]:
             before, said = picture.get_attribute("src"), words.inner_text()
-            handle.focus()
-            at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemin")
-            page.keyboard.press("ArrowRight" if at_the_end else "ArrowLeft")
+            control.focus()
+            at_the_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemin")
+            is_box = control.get_attribute("type") == "checkbox"
+            page.keyboard.press("Space" if is_box else "ArrowRight" if at_the_end else "ArrowLeft")
             playwright.expect(picture).not_to_have_attribute("src", before, timeout=15_000)
             playwright.expect(words).not_to_have_text(said, timeout=15_000)
         assert figure.locator(".explorer-error").inner_text() == ""
