@@ -53,7 +53,8 @@ lab: $(VENV)/.notebooks  ## open the course in JupyterLab (PORT=8888, BROWSER=no
 	$(BIN)/jupyter lab --port=$(PORT) --config=tools/jupyter_server_config.py \
 	  $(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Without playwright or Chromium the browser test is skipped: then pytest collects nothing and says 5. The book and the lectures have their own: `test-book`, `test-lectures`.
+# Without playwright or Chromium the browser test is skipped: then pytest collects nothing and says 5. The book and the
+# lectures have their own: `test-book`, `test-lectures`.
 test: $(VENV)/.installed check nbval  ## export check, nbval over every chapter, tests
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_OPTIONS) tests --ignore=tests/browser
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser/test_browser.py || [ $$? = 5 ]

@@ -27,7 +27,7 @@ from .data import DataLoaders, TensorLoader, course_data
 from .learner import Learner
 from .learning_rate import fit_one_cycle
 from .momentum import SGD
-from .sgd import seeded
+from .sgd import accuracy_of, seeded
 from .support.arguments import a_function, a_path, a_share, a_text, checked
 from .support.checks import positive_int, whole_from_0
 from .support.files import write_whole
@@ -142,8 +142,7 @@ class Run(NamedTuple):
 @torch.no_grad()
 def accuracy_on(model, part, size=1000):
     "The share of a loader's images that the model gets right."
-    right = [model.eval()(x).argmax(1) == y for x, y in zip(part.x.split(size), part.y.split(size))]
-    return torch.cat(right).float().mean().item()
+    return accuracy_of(model.eval(), zip(part.x.split(size), part.y.split(size)))
 
 @checked(recipe=a_recipe, dls=parts_in_memory, n_steps=positive_int, seed=whole_from_0)
 def train_once(recipe, dls, n_steps, seed=0):

@@ -84,8 +84,7 @@ def test_head_and_tail(nb, path):
     head = nb.cells[0].source
     assert re.match(r"# \w\w · .+\n\n> .+", head) and f"{BADGE}" in head and f"/blob/main/nbs/{path.name})" in head
     assert re.search(r"Time to read: \d+ minutes\. Time to run: [1-9]\d* seconds", head)
-    # which tunes a dozen nets
-    # 17 starts two real jobs by torchrun, eight processes that import torch
+    # 11 and 18 train more networks, 17 starts two jobs by torchrun: eight processes that import torch
     assert int(re.search(r"Time to run: (\d+)", head)[1]) < (45 if path.name.startswith(("11", "17", "18")) else 30)
     headings = re.findall(r"^## (.+)$", text(nb), re.MULTILINE)
     assert headings[-3:] == SECTIONS

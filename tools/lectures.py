@@ -24,7 +24,7 @@ from tools.deck import deck, opening, picture_of, plain, printed, sentences  # n
 from tools.editions import cell as new_cell  # noqa: E402
 from tools.editions import notes_of, plan_of  # noqa: E402
 from tools.notebooks import chapters  # noqa: E402
-from tools.pages import prepare  # noqa: E402
+from tools.pages import prepare, with_formulas  # noqa: E402
 
 REVEAL = ROOT / "tools" / "reveal"
 
@@ -32,8 +32,7 @@ REVEAL = ROOT / "tools" / "reveal"
 def html_of(markdown):
     "Markdown as HTML; formulas become MathML, which browsers draw themselves."
     formulas = []
-    html = markdown2html_mistune(prepare(plain(markdown), formulas))
-    return re.sub("\ue000(\\d+)\ue001", lambda place: formulas[int(place[1])], html)
+    return with_formulas(markdown2html_mistune(prepare(plain(markdown), formulas)), formulas)
 
 
 def sections_of(slides, notes):

@@ -55,6 +55,11 @@ def prepare(markdown, formulas):
     return "".join(parts)
 
 
+def with_formulas(html, formulas):
+    "Each formula back in its place, once the text is HTML."
+    return re.sub("\ue000(\\d+)\ue001", lambda place: formulas[int(place[1])], html)
+
+
 def page(path):
     "One notebook as HTML, with pictures in the place of live figures."
     notebook, formulas = nbformat.read(path, as_version=4), []
@@ -67,7 +72,7 @@ def page(path):
     exporter = HTMLExporter(template_file="page.html.j2", extra_loaders=[DictLoader({"page.html.j2": PAGE})],
                             embed_images=True)
     html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name, "path": str(path.parent)}})
-    return re.sub("\ue000(\\d+)\ue001", lambda place: formulas[int(place[1])], html)
+    return with_formulas(html, formulas)
 
 
 def main(folder=ROOT / "dist" / "pages", notebooks=ROOT / "nbs"):

@@ -5,6 +5,7 @@ goes on as if nothing had happened. The files go to dist/recordings: a script fo
 needs to know. A chapter whose code, library and grids are as before is not run again.
 """
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -27,11 +28,17 @@ def live_cells(notebook):
             and any(VIEW in output.get("data", {}) for output in cell.outputs)]
 
 
+@functools.cache
+def library():
+    "Paths and texts of the library and the grids: the same for all chapters."
+    paths = [path for path in (ROOT / "course_lib").rglob("*.py") if path.parts[-2] != "exercises"]
+    paths = sorted([*paths, ROOT / "book" / "grids.py"])
+    return [text for path in paths for text in (str(path.relative_to(ROOT)), path.read_text())]
+
+
 def source_hash(notebook):
-    "Of what a recording depends on: the chapter's code, the library, the grids, and this."
-    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    for path in sorted([*(ROOT / "course_lib").rglob("*.py"), ROOT / "book" / "recordings.py"]):
-        if not path.parts[-2] == "exercises": parts += [str(path.relative_to(ROOT)), path.read_text()]
+    "Of what a recording depends on: the chapter's code, the library, the grids."
+    parts = [*(cell.source for cell in notebook.cells if cell.cell_type == "code"), *library()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -74,7 +81,7 @@ def run_chapter(path):
 
     from course_lib.support.live import Explorer
     sys.path.insert(0, str(ROOT / "book"))
-    from recordings import grid_of
+    from grids import grid_of
     torch.set_num_threads(1)
     notebook, made = nbformat.read(path, as_version=4), []
     cells = live_cells(notebook)

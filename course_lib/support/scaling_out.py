@@ -142,6 +142,16 @@ def first_line(error): return (str(error).strip().splitlines() or [type(error)._
 def ring(n_bytes, n): return 2 * (n - 1) * n_bytes // n
 
 
+def in_one(tensors):
+    "Tensors of one device and dtype as one vector, to send as one message."
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def parts_of(message, tensors):
+    "A message cut into pieces of the shapes of these tensors."
+    return [part.view_as(tensor) for part, tensor in zip(message.split([tensor.numel() for tensor in tensors]), tensors)]
+
+
 def sum_in_place(tensors, dtype=None):
     """Replace tensors on every rank by their sums over the ranks; one message for each device and dtype. Gives the bytes that
     a rank sends for it in a ring. dtype: what is sent, by default the tensors' own."""
@@ -149,11 +159,10 @@ def sum_in_place(tensors, dtype=None):
     if n == 1: return sent
     with torch.no_grad():
         for same in by_kind(tensors):
-            message = torch.cat([tensor.detach().reshape(-1) for tensor in same]).to(dtype)
+            message = in_one(same).to(dtype)
             with in_words(): dist.all_reduce(message)
             sent += ring(message.nbytes, n)
-            for tensor, part in zip(same, message.split([tensor.numel() for tensor in same])):
-                tensor.detach().copy_(part.view_as(tensor))
+            for tensor, part in zip(same, parts_of(message, same)): tensor.detach().copy_(part)
     return sent
 
 
@@ -161,11 +170,10 @@ def from_rank_0(tensors):
     "Replace tensors on every rank by those of rank 0; one message for each device and dtype."
     with torch.no_grad(), in_words():
         for same in by_kind(tensors):
-            message = torch.cat([tensor.detach().reshape(-1) for tensor in same])
+            message = in_one(same)
             dist.broadcast(message, 0)
             if my_rank() == 0: continue
-            for tensor, part in zip(same, message.split([tensor.numel() for tensor in same])):
-                tensor.detach().copy_(part.view_as(tensor))
+            for tensor, part in zip(same, parts_of(message, same)): tensor.detach().copy_(part)
 
 
 def model_tensors(model): return [*model.parameters(), *model.buffers()]
@@ -307,7 +315,7 @@ class Bucket:
         "The gradients times this rank's share, as one vector to send; 0 where there is none, or where this rank has no row."
         with torch.no_grad():
             grads = [torch.zeros_like(p) if p.grad is None or not share else p.grad.to_dense() for p in self.params]
-            self.message = torch.cat([grad.reshape(-1) for grad in grads]).mul_(share).to(dtype)
+            self.message = in_one(grads).mul_(share).to(dtype)
         self.versions = self.state()
         return self.message
 
@@ -319,10 +327,10 @@ class Bucket:
         "Copy what has arrived into the gradients of those parameters that have one on any rank."
         with in_words(): self.work.wait()
         with torch.no_grad():
-            for p, part in zip(self.params, self.message.split([p.numel() for p in self.params])):
+            for p, part in zip(self.params, parts_of(self.message, self.params)):
                 if p not in anywhere: continue
                 if p.grad is None or p.grad.is_sparse: p.grad = torch.empty_like(p)
-                p.grad.copy_(part.view_as(p))
+                p.grad.copy_(part)
 
 
 def buckets_of(params):

@@ -14,11 +14,10 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api")
+from test_browser import CHROMIUM, FLAGS  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 BOOK, RECORDINGS = ROOT / "dist" / "book", ROOT / "dist" / "recordings"
 NAMES = sorted(path.stem for path in RECORDINGS.glob("*.js"))
 LARGEST, LARGEST_OF_ALL, DIFFERENCE, MILLISECONDS = 400_000, 8_000_000, 2, 50

@@ -4,6 +4,7 @@ pictures do.
 Needs Debian's (or any) Chromium and playwright (`pip install -e ".[browser]"`); skipped without them, which `.ci/run`
 does not accept.
 """
+import contextlib
 import json
 import os
 import secrets
@@ -27,40 +28,45 @@ KERNEL = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kern
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found")
 
 
+@contextlib.contextmanager
+def jupyter_lab(home, config, *options, patience=60, **environment):
+    """JupyterLab on a free port, with these settings of ours and files of its own below `home`: -> (address, token).
+    patience: seconds until it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token, address = secrets.token_hex(), f"http://127.0.0.1:{port}"
+    folders = {f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")}
+    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+                               f"--port={port}", "--expose-app-in-browser", f"--IdentityProvider.token={token}",
+                               *options, f"--config={config}"], env={**os.environ, **folders, **environment},
+                              stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, cwd=home)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # also behind somebody's proxy
+    try:
+        for _ in range(2 * patience):
+            try: direct.open(f"{address}/api/status?token={token}", timeout=2)
+            except OSError: time.sleep(.5)
+            else: break
+        else: pytest.fail((home / "log").read_text())
+        yield address, token
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "JupyterLab on a copy of the notebooks, with settings of its own: -> its address."
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "nbs", home / "nbs", ignore=shutil.ignore_patterns(".*"))
-    settings = home / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(
+    settings = home / "config" / "lab" / "user-settings"
+    (settings / "@jupyterlab" / "apputils-extension").mkdir(parents=True)
+    (settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings").write_text(
         json.dumps({"fetchNews": "false", "checkForUpdates": False}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex()
-    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
-                   "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-                   "JUPYTERLAB_SETTINGS_DIR": str(home / "config" / "lab" / "user-settings"),
-                   "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-                               f"--port={port}", "--expose-app-in-browser", f"--IdentityProvider.token={token}",
-                               f"--ServerApp.root_dir={home / 'nbs'}",
-                               f"--config={ROOT / 'tools' / 'jupyter_server_config.py'}"],
-                              env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, cwd=home)
-    address = f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"  # reset: no tab of the chapter before
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # also behind somebody's proxy
-    try:
-        for _ in range(120):
-            try: direct.open(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2)
-            except OSError: time.sleep(.5)
-            else: break
-        else: pytest.fail((home / "log").read_text())
-        yield address
-    finally:
-        server.terminate()
-        server.wait(20)
+    with jupyter_lab(home, ROOT / "tools" / "jupyter_server_config.py", f"--ServerApp.root_dir={home / 'nbs'}",
+                     JUPYTERLAB_SETTINGS_DIR=str(settings),
+                     JUPYTERLAB_WORKSPACES_DIR=str(home / "workspaces")) as (address, token):
+        yield f"{address}/lab/tree/{{}}?reset&token={token}"  # reset: no tab of the chapter before
 
 
 @pytest.fixture(scope="module")

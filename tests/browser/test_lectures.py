@@ -3,19 +3,15 @@ presenter's window has the notes. Two chapters; LECTURES=all takes every chapter
 """
 import json
 import os
-import secrets
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jupyterlab_slideshow")
-from test_browser import CHROMIUM, FLAGS  # noqa: E402
+from test_browser import CHROMIUM, FLAGS, jupyter_lab  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -104,27 +100,9 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lecture")
     subprocess.run([sys.executable, "tools/lectures.py", "notebooks", *(name[:2] for name in CHAPTERS),
                     "--to", home / "lecture"], check=True, cwd=ROOT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex()
-    environment = {**os.environ, "LECTURE": str(home / "lecture"), "PYTHONPATH": str(ROOT),
-                   **{f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("config", "data", "runtime")}}
-    server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
-                               f"--port={port}", "--expose-app-in-browser", f"--IdentityProvider.token={token}",
-                               f"--config={ROOT / 'tools' / 'presenter' / 'jupyter_server_config.py'}"],
-                              env=environment, stdout=(home / "log").open("w"), stderr=subprocess.STDOUT, cwd=home)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        for _ in range(240):
-            try: direct.open(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2)
-            except OSError: time.sleep(.5)
-            else: break
-        else: pytest.fail((home / "log").read_text())
-        yield f"http://127.0.0.1:{port}/{{}}?token={token}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with jupyter_lab(home, ROOT / "tools" / "presenter" / "jupyter_server_config.py", patience=120,
+                     LECTURE=str(home / "lecture"), PYTHONPATH=str(ROOT)) as (address, token):
+        yield f"{address}/{{}}?token={token}"
 
 
 ACTIVE = "jupyterapp.shell.currentWidget.content.activeCellIndex"
