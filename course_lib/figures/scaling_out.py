@@ -101,7 +101,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     bars["waiting"].set_alpha(.35)
     full, = top.plot([], [], ls="none", marker="v", ms=8, color="black")
     end, = top.plot([], [], ls="--", lw=1.5, color=GHOST, marker="")
-    note = top.text(.5, 1.03, "", transform=top.transAxes, ha="center", va="bottom", fontsize=11)
+    note = top.text(.5, 1.01, "", transform=top.transAxes, ha="center", va="bottom", fontsize=11)
     names = [top.text(0, 1.38, " forward (blue), backward (green): measured; grey: waiting", fontsize=11),
              top.text(0, .56, " messages, simulated (orange, amber); ▼ a bucket is full", fontsize=11)]
     for text in (*names, note): text.set_in_layout(False)         # or it would need room of its own before its axis is known
