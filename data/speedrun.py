@@ -138,7 +138,8 @@ def follow(arm, recipe, dls, settings, seeds, save):
             rows[str(rungs[-1])] = [row[-1] for row in again]
 
 
-def new_part(name): return {**{key: SETTINGS[name][key] for key in ("target", "low_target", "batch_size", "tuned at")}, "arms": {}}
+KEPT = "target", "low_target", "batch_size", "tuned at"
+def new_part(name): return {**{key: SETTINGS[name][key] for key in KEPT}, "arms": {}}
 def load(name): return mnist(device="cpu", n_valid=5000) if name == "mnist" else digits(device="cpu", n_valid=249)
 def how(part): return f"seeds from {SEEDS[0]} on, {SEEDS[-1]} at most; measured last: {part}"
 
