@@ -29,8 +29,8 @@ def steps_figure(arms, target, n_seeds):
             rungs = [int(rung) for rung in arms[name]["accuracies"]]
             means = [Paired(100 * torch.tensor(row[:n_seeds], dtype=torch.float64)) for row in arms[name]["accuracies"].values()]
             said = label_of(name.replace("one_cycle", "").strip() or "none").replace("  ", " ")
-            ax.errorbar(rungs, [m.mean for m in means], yerr=[m.mean - m.low for m in means], marker=markers[i], mfc="white" if i == 4 else None, ms=9 if i == 4 else 6, color=colors[i], ls=styles[i],
-                        capsize=2, elinewidth=1, label="neither" if said == "plain" else said)
+            ax.errorbar(rungs, [m.mean for m in means], yerr=[m.mean - m.low for m in means], marker=markers[i], color=colors[i], ls="-" if i == 4 else styles[i], capsize=2, elinewidth=1,
+                        **({"lw": 7, "ms": 11, "alpha": .5, "zorder": 1} if i == 4 else {}), label="neither" if said == "plain" else said)
         ax.axhline(100 * target, color=INK, ls="--", lw=1)
         ax.set(xscale="log", xlabel="steps (logarithmic)", title=f"{'one cycle' if cycle else 'constant rate'}; memory and channels_last on")
         ax.legend(loc="lower right", fontsize=10)
@@ -42,8 +42,8 @@ def steps_figure(arms, target, n_seeds):
     return fig
 
 
-def shares_figure(players, ways):
-    "Shares with intervals: ways: label -> (player -> share, player -> (low, high)), four at most."
+def shares_figure(players, ways, bounds):
+    "Shares with intervals: ways: label -> (player -> share, player -> (low, high)), four at most; bounds: label -> (player -> ≤ or ≥)."
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for i in range(0, len(players), 2): ax.axhspan(len(players) - i - .5, len(players) - i + .5, color=GHOST, alpha=.15, lw=0)
     for j, (label, (values, intervals)) in enumerate(ways.items()):
@@ -52,11 +52,13 @@ def shares_figure(players, ways):
         errors = [[max(m - low, 0) for m, (low, _) in zip(middle, ends)], [max(high - m, 0) for m, (_, high) in zip(middle, ends)]]
         color = COLORS[["orange", "blue", "green", "green"][j]]
         ax.errorbar(middle, at, xerr=errors, fmt="sDoo"[j], color=color, mfc="white" if j == 3 else color, ls="", ms=7, capsize=3, label=label)
+        for i, name in enumerate(players):
+            if sign := bounds.get(label, {}).get(name): ax.text(ends[i][1] + .02, at[i], sign, va="center", ha="left", color=color, fontsize=12)
     ax.axvline(0, color=INK, lw=1)
     ax.set_yticks([len(players) - i for i in range(len(players))], [WORDS[name] for name in players])
     ax.set(xlabel="share of the gain (halvings of the time)", ylim=(.5, len(players) + .5))
     ax.grid(axis="y", visible=False)
-    fig.legend(loc="outside upper center", ncols=4, fontsize=11)
+    fig.legend(loc="outside upper center", ncols=4, fontsize=10)
     return fig
 
 
@@ -71,8 +73,8 @@ def speedrun_explorer(found):
     plain, best = times.seconds(()), times.seconds(times.players)
     fig = Figure(figsize=(12, 4.2))
     left, right = fig.subplots(1, 2, width_ratios=[1, 1.25])
-    left.set(xlim=(0, 1.35 * plain), ylim=(.3, 3.7), xlabel="time to the target (s)")
-    left.set_yticks([3, 2, 1], ["plain", "yours", "all five"])
+    left.set(xlim=(0, 1.35 * plain), ylim=(.3, 3.7), xlabel="seconds")
+    left.set_yticks([3, 2, 1], ["plain", "yours", "with all five"])
     left.grid(axis="y", visible=False)
     for at, seconds in ((3, plain), (1, best)):
         left.plot([0, seconds], [at, at], lw=22, solid_capstyle="butt", color=GHOST)
@@ -80,9 +82,9 @@ def speedrun_explorer(found):
     [bar] = left.plot([], [], lw=22, ls="-", solid_capstyle="butt", color=COLORS["blue"])
     said = left.text(1, 2, "", va="center", bbox=LABEL_BOX)
     most = max(times.halvings(team) for n in range(len(WORDS) + 1) for team in combinations(WORDS, n))
-    right.set(xlim=(-.6, 1.3 * most), ylim=(-.6, len(WORDS) + .7), xlabel="times as fast as the plain recipe", title="whose merit: Shapley's shares")
+    right.set(xlim=(-.6, 1.3 * most), ylim=(-.6, len(WORDS) + .7), xlabel="times as fast as the plain recipe (logarithmic)", title="whose merit: Shapley's shares")
     right.set_xticks(range(math.ceil(1.3 * most)), [f"{2 ** k}" for k in range(math.ceil(1.3 * most))])
-    right.set_yticks(range(len(WORDS), -1, -1), [*WORDS.values(), "all of yours"])
+    right.set_yticks(range(len(WORDS), -1, -1), [*WORDS.values(), "yours"])
     left.set_title("time to the target")
     right.grid(axis="y", visible=False)
     right.axvline(0, color=INK, lw=1)
