@@ -95,13 +95,16 @@ def figure_html(cell, live, moving):
     return f"<figure>{picture}{said}<figcaption>{html_of(caption_of(cell)).strip()}</figcaption></figure>"
 
 
+def without_directives(source): return re.sub(r"(?m)^#\|.*\n?", "", source)
+
+
 def part_html(part, cells, moving):
     if part.cell is None:
         kind = part.kind if part.kind in ("question", "answer") else "text"
         return f'<div class="{kind}{" fragment" * part.fragment}">{html_of(part.text)}</div>'
     cell, pieces = cells[part.cell], []
     if part.source:
-        code = re.sub(r"(?m)^#\|.*\n", "", cell.source)
+        code = without_directives(cell.source)
         pieces.append(f'<div class="code" style="font-size:{part.size}px">'
                       f'{highlight(code, PythonLexer(), HtmlFormatter(nowrap=False)).strip()}</div>')
     if part.outputs and (text := printed(cell).strip("\n")): pieces.append(f'<pre class="result">{escape(text)}</pre>')
@@ -117,9 +120,8 @@ def page(nb, notes, reveal, moving={}):
     sections = sections_of(slides, notes)
     for slide, section, timing in zip(slides, sections, seconds_of(sections, notes), strict=True):
         body = "".join(part_html(part, nb.cells, moving) for part in slide.parts)
-        kind = f"{slide.kind} roomy" if slide.roomy else slide.kind
         title = html_of(slide.title).strip().removeprefix("<p>").removesuffix("</p>")
-        pieces.append(f'<section class="deck {kind}" data-timing="{timing}"><h2>{title}</h2>{body}'
+        pieces.append(f'<section class="deck {slide.kind}" style="font-size:{slide.letters}px" data-timing="{timing}"><h2>{title}</h2>{body}'
                       f'<aside class="notes">{notes_html(section, notes)}</aside></section>')
     style = reveal["reveal.css"] + HtmlFormatter().get_style_defs(".code") + reveal["slides.css"]
     player = (ROOT / "book" / "player.js").read_text() + KEYS if moving else ""
@@ -168,7 +170,9 @@ def lecture(path, nb, notes):
     slides = deck(nb, notes)
     sections = sections_of(slides, notes)
     before, after = {}, {}          # cells to put before a cell of the chapter, and after it
-    for cell in nb.cells: cell.metadata.slideshow = {"slide_type": "skip"}
+    for cell in nb.cells:
+        cell.metadata.slideshow = {"slide_type": "skip"}
+        if cell.cell_type == "code": cell.source = without_directives(cell.source)
     timed = zip(slides, sections, seconds_of(sections, notes), strict=True)
     for number, (slide, section, seconds) in enumerate(timed):
         title = {"title": plain(slide.title).replace("`", ""), "section": section, "seconds": seconds,
@@ -187,7 +191,7 @@ def lecture(path, nb, notes):
                 cell.metadata.pop("jupyter", None)
             else:
                 look = {"look": part.kind} if part.kind in ("question", "answer") else {}
-                if slide.roomy: look["roomy"] = True
+                if slide.letters > 28: look["letters"] = slide.letters
                 text = slide_cell(part.text, f"{path.stem} {number} {place}", kind, look)
                 after.setdefault(part.after, []).append(text)
     cells = []

@@ -87,8 +87,8 @@ def recorded_file(tmp_path_factory):
     "Slides of two chapters whose figures were recorded, one of them with a menu: -> their files."
     from course_lib.figures.learner import cancel_explorer
     from course_lib.figures.momentum import average_explorer
-    made = {"03_momentum": ("6c9b20fe", average_explorer(), {"beta": [0., .5, .9, .99], "noise": 3, "corrected": None}),
-            "06_learner": ("cade5edb", cancel_explorer(), {"exception": None, "event": None})}
+    made = {"03_momentum": ("6c9b20fe", average_explorer(), {"beta": [0., .9, .99]}),
+            "06_learner": ("cade5edb", cancel_explorer(), {"exception": None})}
     folder, kept = tmp_path_factory.mktemp("recorded"), recordings.FOLDER
     recordings.FOLDER = folder
     for stem, (cell, explorer, grid) in made.items():
