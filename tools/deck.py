@@ -202,7 +202,7 @@ def paragraph_parts(paragraph, is_first, index):
         if i == 0 and is_first and (rest := usable_from(said[:3])): text = opening(rest)
         elif bold or question:
             longer = f"{said[i - 1]} {sentence}"
-            goes_on = BACK.match(sentence.lstrip("*")) or question and said[i - 1].endswith("?")
+            goes_on = BACK.match(sentence.lstrip("*")) or len(sentence) < 32 or question and said[i - 1].endswith("?")
             fits = i and goes_on and len(longer) <= LONGEST and usable(said[i - 1])
             text = longer if fits and not any(said[i - 1] in part.text for part in found) else sentence
         else: continue
@@ -314,8 +314,12 @@ def pack(sections):
             slide.parts.append(part)
             slide.closed = part.kind == "live" or part.text.startswith("**Predict")
     headings = Counter(slide.heading for slide in slides)
-    return [slide for slide in slides       # numbers without a word are for the notebook
-            if headings[slide.heading] == 1 or any(part.kind != "result" for part in slide.parts)]
+    return [slide for slide in slides if headings[slide.heading] == 1 or not all(map(says_little, slide.parts))]
+
+
+def says_little(part):
+    "Numbers without a word, a few words without a cell: alone on a slide nobody would understand them."
+    return part.kind == "result" or part.cell is None and len(part.text) < 36
 
 
 def said_on(slides, text):

@@ -87,12 +87,13 @@ def recorded_file(tmp_path_factory):
     "Slides of two chapters whose figures were recorded, one of them with a menu: -> their files."
     from course_lib.figures.learner import cancel_explorer
     from course_lib.figures.momentum import average_explorer
-    made = {"03_momentum": ("6c9b20fe", average_explorer(), {"beta": [0., .9, .99]}),
-            "06_learner": ("cade5edb", cancel_explorer(), {"exception": None})}
+    made = {"03_momentum": (average_explorer(), {"beta": [0., .9, .99]}),
+            "06_learner": (cancel_explorer(), {"exception": None})}
     folder, kept = tmp_path_factory.mktemp("recorded"), recordings.FOLDER
     recordings.FOLDER = folder
-    for stem, (cell, explorer, grid) in made.items():
-        nb, name = nbformat.read(ROOT / "nbs" / f"{stem}.ipynb", 4), f"{stem}-{cell}-0"
+    for stem, (explorer, grid) in made.items():     # the first live figure of its chapter
+        nb = nbformat.read(ROOT / "nbs" / f"{stem}.ipynb", 4)
+        name = f"{stem}-{nb.cells[recordings.live_cells(nb)[0]].id}-0"
         (folder / f"{name}.js").write_text(explorer.record(grid).script(name))
         (folder / f"{stem}.json").write_text(json.dumps({"hash": recordings.source_hash(nb), "figures": [name]}))
     lectures.slides([name[:2] for name in made], folder)
