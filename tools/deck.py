@@ -169,7 +169,7 @@ def remark(markdown):
     kind, block = next(blocks(plain(markdown)), ("", ""))
     said = [] if block.startswith("**Predict") or kind != "paragraph" else usable_from(sentences(block))
     text = opening(said, 40) if said else ""
-    return text if text[-1:] in (".", "!") else ""
+    return text if text[-1:] in (".", "!") and len(re.sub(r"`[^`]*`", "", text)) > 20 else ""
 
 
 def lead_in(markdown):

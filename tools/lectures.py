@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from urllib.parse import quote
 
@@ -88,7 +89,8 @@ def figure_html(cell, live, moving):
     alt = output.metadata.get("image/png", {}).get("alt", "")
     picture = f'<img alt="{escape(alt)}" src="data:image/png;base64,{"".join(output.data["image/png"].split())}">'
     if cell.id in moving:
-        return recordings.figure(*moving[cell.id], f'<div class="live-still">{picture}</div>', html_of(caption_of(cell)),
+        name, address = moving[cell.id]
+        return recordings.figure(name, address, f'<div class="live-still">{picture}</div>', html_of(caption_of(cell)),
                                  ' data-prevent-swipe data-sharpness="2"')
     words = re.search(r'aria-live="polite">(.*?)</div>', output.data.get("text/html", ""))
     said = f'<figcaption class="words">{words[1]}</figcaption>' if live and words else ""
@@ -98,10 +100,12 @@ def figure_html(cell, live, moving):
 def without_directives(source): return re.sub(r"(?m)^#\|.*\n?", "", source)
 
 
-def part_html(part, cells, moving):
+def part_html(part, cells, moving, step):
+    "A part of a slide; what follows a fragment comes with it, as in JupyterLab. `step`: the number of that, or 0."
+    fragment, at = (" fragment", f' data-fragment-index="{step - 1}"') if step else ("", "")
     if part.cell is None:
         kind = part.kind if part.kind in ("question", "answer") else "text"
-        return f'<div class="{kind}{" fragment" * part.fragment}">{html_of(part.text)}</div>'
+        return f'<div class="{kind}{fragment}"{at}>{html_of(part.text)}</div>'
     cell, pieces = cells[part.cell], []
     if part.source:
         code = without_directives(cell.source)
@@ -111,18 +115,19 @@ def part_html(part, cells, moving):
     if part.kind in ("figure", "live"): pieces.append(figure_html(cell, part.kind == "live", moving))
     html = "".join(pieces)
     grows = ' style="flex:1 1 0;min-height:0;display:flex;flex-direction:column"' if "<figure" in html else ""
-    return f'<div class="cell{" fragment" * part.fragment}"{grows}>{html}</div>'
+    return f'<div class="cell{fragment}"{at}{grows}>{html}</div>'
 
 
-def page(nb, notes, reveal, moving={}):
+def page(nb, notes, reveal, moving=None):
     "A deck as one HTML file; `moving`: its recorded figures."
-    slides, pieces = deck(nb, notes), []
+    slides, pieces, moving = deck(nb, notes), [], moving or {}
     sections = sections_of(slides, notes)
     for slide, section, timing in zip(slides, sections, seconds_of(sections, notes), strict=True):
-        body = "".join(part_html(part, nb.cells, moving) for part in slide.parts)
+        steps = accumulate(part.fragment for part in slide.parts)
+        body = "".join(part_html(part, nb.cells, moving, step) for part, step in zip(slide.parts, steps, strict=True))
         title = html_of(slide.title).strip().removeprefix("<p>").removesuffix("</p>")
-        pieces.append(f'<section class="deck {slide.kind}" style="font-size:{slide.letters}px" data-timing="{timing}"><h2>{title}</h2>{body}'
-                      f'<aside class="notes">{notes_html(section, notes)}</aside></section>')
+        pieces.append(f'<section class="deck {slide.kind}" style="font-size:{slide.letters}px" data-timing="{timing}">'
+                      f'<h2>{title}</h2>{body}<aside class="notes">{notes_html(section, notes)}</aside></section>')
     style = reveal["reveal.css"] + HtmlFormatter().get_style_defs(".code") + reveal["slides.css"]
     player = (ROOT / "book" / "player.js").read_text() + KEYS if moving else ""
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(slides[0].title)}</title>\n'

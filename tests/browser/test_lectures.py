@@ -231,7 +231,10 @@ def lecture(request, browser, lab):
     presenter.goto(lab.format("presenter"))
     playwright.expect(presenter.locator("#title")).to_contain_text(request.param[:2], timeout=30_000)
     page.bring_to_front()
-    page.wait_for_selector("[data-course-ran]", timeout=600_000)
+    line = ".course-running"        # how far it is; it goes when all cells have run, and stays with the error of one
+    page.wait_for_function(f"""document.querySelector("[data-course-ran]")
+                               || document.querySelector("{line}")?.textContent.includes("failed")""", timeout=600_000)
+    assert not page.locator(line).count(), page.locator(line).inner_text()
     yield request.param, page, presenter, requested, errors
     context.close()
 
