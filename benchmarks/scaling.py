@@ -105,8 +105,9 @@ def timed(place, make, repeats):
         f"course_lib: two, LocalSGD({EVERY})": part(LocalSGD(EVERY)),
         "torch: DistributedDataParallel": in_ddp(make, place)}
     spent = {name: [] for name in contenders}
+    for call, _ in contenders.values(): call()
+    same_weights(place, contenders)                        # after ten steps: each one more lets rounding grow
     times = take_turns({name: wait_for_all(call, spent[name]) for name, (call, _) in contenders.items()}, repeats)
-    same_weights(place, contenders)
     of_all = torch.tensor([spent[name][1:] for name in contenders])  # without the round that warms up
     dist.all_reduce(of_all)
     return times, dict(zip(contenders, of_all.tolist()))

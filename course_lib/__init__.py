@@ -60,8 +60,9 @@ __version__ = "0.1.0"
 
 _ON_DEMAND = {"show": "support.plots", "show_images": "support.plots", "use_style": "support.plots",
               "Explorer": "support.live", "LiveFigure": "support.live", "explore": "support.live",
+              "Leaderboard": "support.speedrun",
               # `python -m course_lib.speedrun` would be told that it is imported already
-              **dict.fromkeys(("Leaderboard", "Recipe", "bootstrap", "recipe_with", "shapley", "steps_to", "train_once"), "speedrun")}
+              **dict.fromkeys(("Recipe", "bootstrap", "recipe_with", "shapley", "steps_to", "train_once"), "speedrun")}
 __all__ = [
     "ActivationStats", "Adam", "AdamW", "Autocast", "AverageGradients", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d",
     "CSVLogger", "Callback", "CancelBatchException", "CancelEpochException", "CancelException",

@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['TRICKS', 'FASTEST', 'Recipe', 'recipe_with', 'make_net', 'Images', 'Batches', 'shuffled_rows', 'make_loader',
-           'make_learner', 'fit', 'steps_to', 'Run', 'accuracy_on', 'train_once', 'add_one', 'leave_one_out', 'shapley',
-           'bootstrap', 'Leaderboard', 'main', 'whitening_filters', 'same_conv', 'bias_norm', 'ScaledLinear',
-           'cifar_net', 'AlternatingFlips', 'biases_apart', 'cifar_learner', 'mirrored_answers']
+           'make_learner', 'fit', 'accuracy_on', 'steps_to', 'add_one', 'leave_one_out', 'shapley', 'bootstrap',
+           'train_once', 'whitening_filters', 'AlternatingFlips', 'cifar_learner']
 
 # %% ../nbs/18_speedrun.ipynb #18c00003
 import itertools
-import json
 import math
 import time
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,12 +25,11 @@ from .learner import Learner
 from .learning_rate import fit_one_cycle
 from .momentum import SGD
 from .sgd import accuracy_of, seeded
-from .support.arguments import a_function, a_path, a_share, a_text, checked
+from .support.arguments import a_function, a_share, checked
 from .support.checks import positive_int, whole_from_0
-from .support.files import write_whole
 from .support.speedrun import (
-    a_recipe, a_team, as_bytes, check_ladder, check_tricks, entries_in, entry_of, finish,
-    parts_in_memory, read_arguments, table_of_runs)
+    Run, a_recipe, a_team, as_bytes, check_ladder, check_tricks, finish, parts_in_memory, run_command)
+from .support.speedrun_cifar import biases_apart
 
 # %% ../nbs/18_speedrun.ipynb #18c00007
 TRICKS = "in_memory", "channels_last", "strides", "batchnorm", "one_cycle", "smoothing"
@@ -115,6 +111,11 @@ def fit(learn, recipe):
     if recipe.one_cycle: fit_one_cycle(learn, 1, recipe.lr, betas=None)
     else: learn.fit(1)
 
+@torch.no_grad()
+def accuracy_on(model, part, size=1000):
+    "The share of a loader's images that the model gets right."
+    return accuracy_of(model.eval(), zip(part.x.split(size), part.y.split(size)))
+
 # %% ../nbs/18_speedrun.ipynb #18c0001b
 @checked(target=a_share)
 def steps_to(target, ladder, accuracies):
@@ -130,30 +131,6 @@ def steps_to(target, ladder, accuracies):
         share = (target - means[i - 1]) / (mean - means[i - 1])
         return ladder[i - 1] + share * (steps - ladder[i - 1])
     return math.inf
-
-# %% ../nbs/18_speedrun.ipynb #18c00022
-class Run(NamedTuple):
-    "What came of one training; warm_up: seconds of what a process does only once."
-    seed: int
-    accuracy: float
-    seconds: float
-    warm_up: float
-
-@torch.no_grad()
-def accuracy_on(model, part, size=1000):
-    "The share of a loader's images that the model gets right."
-    return accuracy_of(model.eval(), zip(part.x.split(size), part.y.split(size)))
-
-@checked(recipe=a_recipe, dls=parts_in_memory, n_steps=positive_int, seed=whole_from_0)
-def train_once(recipe, dls, n_steps, seed=0):
-    "Train by the recipe for so many batches, then judge on `dls.test`; returns a `Run`."
-    began = time.perf_counter()
-    fit(make_learner(recipe, dls.train, 2, seed), recipe)          # for the clock, not for the net
-    ready = finish(dls.train.x)
-    learn = make_learner(recipe, dls.train, n_steps, seed)
-    fit(learn, recipe)
-    seconds = finish(dls.train.x) - ready
-    return Run(seed, accuracy_on(learn.model, dls.test), seconds, ready - began)
 
 # %% ../nbs/18_speedrun.ipynb #18c00029
 @checked(value=a_function, players=a_team)
@@ -197,42 +174,23 @@ def bootstrap(statistic, n, draws=1000, coverage=.95, seed=0):
     ends = torch.tensor([(1 - coverage) / 2, (1 + coverage) / 2], dtype=torch.float64)
     return tuple(values.quantile(ends, interpolation="nearest").tolist())
 
-# %% ../nbs/18_speedrun.ipynb #18c0003e
-class Leaderboard:
-    "Runs in a file of JSON lines, the fastest first, each with machine, versions and seeds."
-    @checked(path=a_path)
-    def __init__(self, path): self.path = Path(path)
-
-    @property
-    def entries(self):
-        "What the file holds, the fastest first; [] if there is none."
-        return sorted(entries_in(self.path), key=lambda entry: entry["seconds"])
-
-    @checked(name=a_text, recipe=a_recipe, n_steps=positive_int)
-    def add(self, name, recipe, runs, n_steps):
-        "Enter these `Run`s of a recipe; returns the entry."
-        entry = entry_of(name, recipe, runs, n_steps)
-        lines = [json.dumps(old) for old in [*self.entries, entry]]
-        write_whole(self.path, ("\n".join(lines) + "\n").encode())
-        return entry
-
-    def __repr__(self): return table_of_runs(self.entries)
+# %% ../nbs/18_speedrun.ipynb #18c00c41
+@checked(recipe=a_recipe, dls=parts_in_memory, n_steps=positive_int, seed=whole_from_0)
+def train_once(recipe, dls, n_steps, seed=0):
+    "Train by the recipe for so many batches, then judge on `dls.test`; returns a `Run`."
+    began = time.perf_counter()
+    fit(make_learner(recipe, dls.train, 2, seed), recipe)          # for the clock, not for the net
+    ready = finish(dls.train.x)
+    learn = make_learner(recipe, dls.train, n_steps, seed)
+    fit(learn, recipe)
+    seconds = finish(dls.train.x) - ready
+    return Run(seed, accuracy_on(learn.model, dls.test), seconds, ready - began)
 
 # %% ../nbs/18_speedrun.ipynb #18c00041
-FASTEST = recipe_with(TRICKS, lr=.02)
+FASTEST = recipe_with(TRICKS, lr=.04)
 
-def main(argv=None):
-    "What `python -m course_lib.speedrun` does."
-    args = read_arguments(argv)
-    if args.threads: torch.set_num_threads(args.threads)
-    dls = course_data(n_valid=5000)
-    n_steps = args.steps
-    if args.epochs: n_steps = max(round(args.epochs * len(dls.train.x) / FASTEST.batch_size), 2)
-    runs = [train_once(FASTEST, dls, n_steps, args.seed + i) for i in range(args.runs)]
-    print(table_of_runs([entry_of(args.name, FASTEST, runs, n_steps)], runs))
-    if args.board: Leaderboard(args.board).add(args.name, FASTEST, runs, n_steps)
-
-if __name__ == "__main__" and "__file__" in globals(): main()      # a notebook has no __file__
+if __name__ == "__main__" and "__file__" in globals():             # a notebook has no __file__
+    run_command(FASTEST, train_once, course_data)
 
 # %% ../nbs/18_speedrun.ipynb #18c00044
 @torch.no_grad()
@@ -247,38 +205,6 @@ def whitening_filters(images, size=2, eps=5e-4):
     filters = filters.unflatten(1, (images.shape[1], size, size))
     return torch.cat([filters, -filters])
 
-# %% ../nbs/18_speedrun.ipynb #18c00047
-def same_conv(n_in, n_out):
-    "A 3×3 convolution that begins by passing its inputs on, as far as it has channels for them."
-    conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
-    nn.init.dirac_(conv.weight[:n_in].data)
-    return conv
-
-def bias_norm(width):
-    "Batchnorm that learns a bias, and no weight."
-    norm = nn.BatchNorm2d(width, momentum=.4)
-    norm.weight.requires_grad_(False)
-    return norm
-
-class ScaledLinear(nn.Linear):
-    "A linear layer whose answers are divided by 9."
-    def forward(self, x): return super().forward(x) / 9
-
-# %% ../nbs/18_speedrun.ipynb #18c00048
-def cifar_net(images, widths=(64, 256, 256), n_classes=10):
-    "Images `[B, 3, H, W]` → classes, after airbench94; images: some to find the whitening with."
-    filters = whitening_filters(images)
-    first = nn.Conv2d(filters.shape[1], len(filters), 2)
-    first.weight.data = filters
-    first.weight.requires_grad_(False)
-    layers, n_in = [first, nn.GELU()], len(filters)
-    for n_out in widths:
-        layers += [same_conv(n_in, n_out), nn.MaxPool2d(2), bias_norm(n_out), nn.GELU(),
-                   same_conv(n_out, n_out), bias_norm(n_out), nn.GELU()]
-        n_in = n_out
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(),
-                         ScaledLinear(n_in, n_classes, bias=False))
-
 # %% ../nbs/18_speedrun.ipynb #18c0004b
 class AlternatingFlips(TensorLoader):
     "A loader that mirrors each image in every second epoch, and about half of them in each."
@@ -292,24 +218,8 @@ class AlternatingFlips(TensorLoader):
             yield self.transform(xb, yb) if self.transform else (xb, yb)
 
 # %% ../nbs/18_speedrun.ipynb #18c0004e
-def biases_apart(model):
-    "Two groups of parameters: the biases of batchnorm, and the rest; a `splitter`."
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    biases = [norm.bias for norm in norms]
-    known = set(map(id, biases))
-    return [biases, [p for p in model.parameters() if id(p) not in known]]
-
 def cifar_learner(model, train, lr=1.5, momentum=.85):
     "A `Learner` with the biases of batchnorm at 64 times the rate; train: a loader."
     opt_func = partial(SGD, momentum=momentum, nesterov=True, weight_decay=1.3e-3)
     return Learner(model, DataLoaders(train, None), nn.CrossEntropyLoss(label_smoothing=.2),
                    opt_func, slice(64 * lr, lr), splitter=biases_apart)
-
-@torch.no_grad()
-def mirrored_answers(model, x, shift=1):
-    "Mean logits of an image, its mirror image, and both of these moved by a pixel, two ways."
-    padded = F.pad(x, [shift] * 4, mode="reflect")
-    moved = [padded[..., i:i + x.shape[2], i:i + x.shape[3]] for i in (0, 2 * shift)]
-    looks = [(look, .25) for look in (x, x.flip(3))]
-    looks += [(look, .125) for view in moved for look in (view, view.flip(3))]
-    return sum(weight * model.eval()(look) for look, weight in looks)

@@ -8,7 +8,8 @@ highest accuracy on the validation images, which are cut from the training image
 that are used for nothing else, with worse rates on both sides of it. Then seeds 0 to 19, which draw weights and the
 order of the images, are judged on the test images. At a constant rate one run is judged at each rung of a ladder of
 lengths; with one cycle each rung is a training of its own, and the ladder is climbed or descended until the mean
-accuracy crosses the target. An arm that is not there at the longest rung stays below: it takes more steps than that.
+accuracy crosses the target, and a lower one, which all arms reach. An arm that is not there at the longest rung stays
+below: it takes more steps than that.
 
 clock: the time of a step, for each subset of in_memory, channels_last, strides and batchnorm, and for the fastest with
 flatten_parameters. All take turns; the shortest of the turns counts.
@@ -30,10 +31,10 @@ from course_lib.support.results import parts_so_far, save_results
 TUNING, SEEDS = (100, 101), range(20)
 FREE, TRAINED = ("in_memory", "channels_last"), ("strides", "batchnorm", "one_cycle")
 SETTINGS = {
-    "mnist": {"target": .99, "batch_size": 128, "tuned at": {"cycle": 300, "constant": 500},
+    "mnist": {"target": .99, "low_target": .986, "batch_size": 128, "tuned at": {"cycle": 300, "constant": 500},
               "cycle": [110, 150, 200, 275, 375, 500, 700, 950, 1300, 1800],
               "constant": [300, 400, 550, 750, 1000, 1300, 1700]},
-    "digits": {"target": .92, "batch_size": 32, "tuned at": {"cycle": 150, "constant": 200},
+    "digits": {"target": .92, "low_target": .915, "batch_size": 32, "tuned at": {"cycle": 150, "constant": 200},
                "cycle": [30, 40, 55, 75, 100, 140, 200, 280, 400, 560, 800],
                "constant": [40, 55, 75, 100, 140, 200, 280, 400, 560, 800]}}
 
@@ -106,6 +107,11 @@ def climb(arm, recipe, dls, settings, seeds, save):
         at += 1
         train(ladder[at])
         save()
+    low = ladder.index(min(map(int, rows)))
+    while mean_of(rows[str(ladder[low])]) >= settings["low_target"] and low > 0:
+        low -= 1
+        train(ladder[low])
+        save()
     arm["accuracies"] = {rung: rows[rung] for rung in sorted(rows, key=int)}
 
 
@@ -132,7 +138,7 @@ def follow(arm, recipe, dls, settings, seeds, save):
             rows[str(rungs[-1])] = [row[-1] for row in again]
 
 
-def new_part(name): return {**{key: SETTINGS[name][key] for key in ("target", "batch_size", "tuned at")}, "arms": {}}
+def new_part(name): return {**{key: SETTINGS[name][key] for key in ("target", "low_target", "batch_size", "tuned at")}, "arms": {}}
 def load(name): return mnist(device="cpu", n_valid=5000) if name == "mnist" else digits(device="cpu", n_valid=249)
 def how(part): return f"seeds from {SEEDS[0]} on, {SEEDS[-1]} at most; measured last: {part}"
 

@@ -23,11 +23,13 @@ from torch import nn
 from course_lib import TensorLoader, digits
 from course_lib.learner import Callback
 from course_lib.speedrun import (
-    FASTEST, TRICKS, AlternatingFlips, Batches, Leaderboard, Recipe, Run, ScaledLinear, accuracy_on, add_one,
-    biases_apart, bootstrap, cifar_learner, cifar_net, fit, leave_one_out, main, make_learner, make_loader, make_net,
-    mirrored_answers, recipe_with, same_conv, shapley, shuffled_rows, steps_to, train_once, whitening_filters)
-from course_lib.support.speedrun import Times, as_bytes, entries_in, entry_of, table_of_runs
-from course_lib.support.speedrun_cifar import made_up
+    FASTEST, TRICKS, AlternatingFlips, Batches, Recipe, accuracy_on, add_one, bootstrap, cifar_learner, fit,
+    leave_one_out, make_learner, make_loader, make_net, recipe_with, shapley, shuffled_rows, steps_to, train_once,
+    whitening_filters)
+from course_lib.support.speedrun import (
+    Leaderboard, Run, Times, as_bytes, entries_in, entry_of, read_arguments, table_of_runs)
+from course_lib.support.speedrun_cifar import (
+    ScaledLinear, biases_apart, cifar_net, made_up, mirrored_answers, same_conv)
 from tiny import every_device
 
 SMALL = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -499,7 +501,7 @@ def test_entries_are_kept_and_sorted_by_the_middle_run(tmp_path):
     entry = board.entries[1]
     assert entry["accuracy"] == pytest.approx(.99) and entry["runs"] == 3 and entry["n_steps"] == 400
     assert entry["seeds"] == [0, 1, 2] and Recipe(**entry["recipe"]) == FASTEST
-    assert torch.__version__ in entry["versions"] and "threads" in entry["machine"]
+    assert torch.__version__ in entry["versions"] and "thread" in entry["machine"]
     said = repr(board).splitlines()
     assert [line.split(":")[0] for line in said] == ["1. quick", "2. middling", "3. slow"] and "99.00%" in said[0]
 
@@ -507,6 +509,8 @@ def test_entries_are_kept_and_sorted_by_the_middle_run(tmp_path):
 def test_the_mean_accuracy_is_of_all_runs():
     assert entry_of("a", FASTEST, [Run(0, .98, 1., 0.), Run(1, 1., 1., 0.)], 5)["accuracy"] == pytest.approx(.99)
     said = table_of_runs([], runs(1.5, 2.5))
+    for n, seeds in ((1, "seed 0"), (2, "seeds 0 to 1")):
+        assert table_of_runs([entry_of("a", FASTEST, runs(*[1.] * n), 5)]).endswith(f"; {seeds}")
     assert "seed   0:    1.50 s" in said and "seed   1:    2.50 s" in said and said.count("99.00%") == 2
 
 
@@ -616,7 +620,7 @@ def test_the_command_prints_time_and_accuracy_of_each_run(tmp_path):
     assert all(50 < share <= 100 for share in shares) and all("warming up took" in line for line in lines)
     [entry] = Leaderboard(board).entries
     assert (entry["name"], entry["seeds"], entry["n_steps"]) == ("mine", [7, 8], 20)
-    assert Recipe(**entry["recipe"]) == FASTEST and "1 threads" in entry["machine"] and "1. mine: " in done.stdout
+    assert Recipe(**entry["recipe"]) == FASTEST and entry["machine"].endswith("1 thread") and "1. mine: " in done.stdout
     assert 100 * entry["accuracy"] == pytest.approx(sum(shares) / 2, abs=.01)
 
 
@@ -629,7 +633,7 @@ BAD = [["--runs", "0"], ["--runs", "-3"], ["--runs", "two"], ["--runs", "1.5"], 
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_bad_arguments_of_the_command(arguments, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped: main(arguments)
+    with pytest.raises(SystemExit) as stopped: read_arguments(arguments)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and f"argument {arguments[0]}: " in said
     assert "must " in said or "is no file" in said
@@ -640,7 +644,7 @@ def test_arguments_that_do_not_go_together_or_are_unknown(capsys, tmp_path):
     damaged.write_text("Hello.\n")
     for arguments, match in ((["--steps", "5", "--epochs", "1"], "not allowed with"), (["--fast"], "--fast"),
                              (["--board", str(damaged)], "is no entry of a leaderboard")):
-        with pytest.raises(SystemExit) as stopped: main(arguments)
+        with pytest.raises(SystemExit) as stopped: read_arguments(arguments)
         assert stopped.value.code == 2 and match in capsys.readouterr().err
 
 
@@ -737,7 +741,7 @@ def test_looks_are_averaged():
 @every_device
 def test_the_net_in_color(device):
     images = made_up(64)[0].to(device)
-    net = cifar_net(images, widths=(8, 12), n_classes=10).to(device)
+    net = cifar_net(whitening_filters(images), widths=(8, 12), n_classes=10).to(device)
     assert net(images).shape == (64, 10)
     convs = [layer for layer in net if isinstance(layer, nn.Conv2d)]
     assert torch.equal(convs[0].weight, whitening_filters(images)) and not convs[0].weight.requires_grad
@@ -753,7 +757,7 @@ def test_the_net_in_color(device):
 
 def test_biases_of_batchnorm_get_64_times_the_rate_and_everything_is_in_one_group():
     images, classes = made_up(64)
-    learn = cifar_learner(cifar_net(images, widths=(8,)), TensorLoader(images, classes, 32), lr=.01)
+    learn = cifar_learner(cifar_net(whitening_filters(images), widths=(8,)), TensorLoader(images, classes, 32), lr=.01)
     biases, rest = biases_apart(learn.model)
     norms = [layer for layer in learn.model if isinstance(layer, nn.BatchNorm2d)]
     assert {*map(id, biases)} == {id(norm.bias) for norm in norms}
@@ -769,7 +773,7 @@ def test_biases_of_batchnorm_get_64_times_the_rate_and_everything_is_in_one_grou
 def test_a_small_net_in_color_learns(device):
     train, test = (SimpleNamespace(x=x.to(device), y=y.to(device)) for x, y in (made_up(400), made_up(200, seed=1)))
     torch.manual_seed(1)
-    net = cifar_net(train.x[:100], widths=(12, 16)).to(device)
+    net = cifar_net(whitening_filters(train.x[:100]), widths=(12, 16)).to(device)
     before = accuracy_on(net, test)
     filters = net[0].weight.clone()
     cifar_learner(net.train(), AlternatingFlips(train.x, train.y, 50, shuffle=True), lr=.3).fit(4)
@@ -788,7 +792,7 @@ def test_pickles():
     next(iter(flips))
     copy = pickle.loads(pickle.dumps(flips))
     for (a, _), (b, _) in zip(flips, copy, strict=True): assert torch.equal(a, b)
-    net = cifar_net(images, widths=(8,)).eval()
+    net = cifar_net(whitening_filters(images), widths=(8,)).eval()
     assert torch.equal(pickle.loads(pickle.dumps(net))(images), net(images))
     board = Leaderboard("somewhere.jsonl")
     assert pickle.loads(pickle.dumps(board)).path == board.path

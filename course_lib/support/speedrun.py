@@ -1,4 +1,4 @@
-"""What stands behind chapter 18's recipes: images as bytes, checks of names, the clock, a leaderboard's lines, a command line's words."""
+"""What stands behind chapter 18's recipes: images as bytes, checks of names, the clock, a leaderboard, a command line."""
 import argparse
 import json
 import math
@@ -8,11 +8,13 @@ import statistics
 import time
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from .arguments import refuse
-from .checks import described, shorten
+from .arguments import a_path, a_text, checked, refuse
+from .checks import counted, described, positive_int, shorten
+from .files import write_whole
 
 
 def as_bytes(x):
@@ -98,6 +100,14 @@ class Times:
         return math.log2(self.seconds((), rows) / self.seconds(team, rows))
 
 
+class Run(NamedTuple):
+    "What came of one training; warm_up: seconds of what a process does only once."
+    seed: int
+    accuracy: float
+    seconds: float
+    warm_up: float
+
+
 def finish(x):
     "The time now, once the device of x has done all it was asked."
     if x.device.type != "cpu": torch.accelerator.synchronize()
@@ -107,7 +117,7 @@ def finish(x):
 def machine():
     "Where this runs, in words."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{device}, {counted(os.cpu_count(), 'core')}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def entry_of(name, recipe, runs, n_steps):
@@ -141,11 +151,33 @@ def entries_in(path):
 
 def table_of_runs(entries, runs=()):
     "Runs, then entries, as lines of text."
+    def seeds(entry): return "seed " + str(entry["seeds"][0]) if entry["runs"] == 1 else f"seeds {entry['seeds'][0]} to {entry['seeds'][-1]}"
     lines = [f"seed {run.seed:3}: {run.seconds:7.2f} s, {run.accuracy:.2%} right (warming up took {run.warm_up:.2f} s)" for run in runs]
     for place, entry in enumerate(entries, 1):
         lines.append(f"{place}. {entry['name']}: {entry['seconds']:.2f} s (the middle of {entry['runs']}), {entry['accuracy']:.2%} right "
-                     f"on average, {entry['n_steps']} steps; {entry['machine']}; {entry['versions']}; seeds {entry['seeds'][0]} to {entry['seeds'][-1]}")
+                     f"on average, {entry['n_steps']} steps; {entry['machine']}; {entry['versions']}; {seeds(entry)}")
     return "\n".join(lines) or "No entries yet."
+
+
+class Leaderboard:
+    "Runs in a file of JSON lines, the fastest first, each with machine, versions and seeds; path: the file."
+    @checked(path=a_path)
+    def __init__(self, path): self.path = Path(path)
+
+    @property
+    def entries(self):
+        "What the file holds, the fastest first; [] if there is none."
+        return sorted(entries_in(self.path), key=lambda entry: entry["seconds"])
+
+    @checked(name=a_text, recipe=a_recipe, n_steps=positive_int)
+    def add(self, name, recipe, runs, n_steps):
+        "Enter these `Run`s of a recipe; returns the entry."
+        entry = entry_of(name, recipe, runs, n_steps)
+        lines = [json.dumps(old) for old in [*self.entries, entry]]
+        write_whole(self.path, ("\n".join(lines) + "\n").encode())
+        return entry
+
+    def __repr__(self): return table_of_runs(self.entries)
 
 
 def said_number(at_least, whole=True, at_most=2**31 - 1):
@@ -181,9 +213,23 @@ def read_arguments(argv=None):
     parser.add_argument("--runs", type=said_number(1), default=3, help="how many, each with a seed of its own (3)")
     parser.add_argument("--seed", type=said_number(0), default=0, help="the first run's seed (0)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=said_number(2), default=400, help="batches of 128 (400)")
+    length.add_argument("--steps", type=said_number(2), default=375, help="batches of 128 (375)")
     length.add_argument("--epochs", type=said_number(0, whole=False, at_most=1000), help="the length in epochs, such as 0.9")
     parser.add_argument("--threads", type=said_number(1, at_most=1024), help="of the processor; by default as many as torch takes")
     parser.add_argument("--board", type=said_board, help="a leaderboard's file to enter the runs in")
     parser.add_argument("--name", type=said_text, default="fastest", help="what the board calls them (fastest)")
     return parser.parse_args(argv)
+
+
+def run_command(recipe, train_once, load, argv=None):
+    """What `python -m course_lib.speedrun` does: train some runs, print them, enter them in a board.
+
+    train_once: `(recipe, loaders, n_steps, seed) -> Run`; load: `n_valid=… -> loaders`; argv: the command line's words.
+    """
+    args = read_arguments(argv)
+    if args.threads: torch.set_num_threads(args.threads)
+    dls = load(n_valid=5000)
+    n_steps = max(round(args.epochs * len(dls.train.x) / recipe.batch_size), 2) if args.epochs else args.steps
+    runs = [train_once(recipe, dls, n_steps, args.seed + i) for i in range(args.runs)]
+    print(table_of_runs([entry_of(args.name, recipe, runs, n_steps)], runs))
+    if args.board: Leaderboard(args.board).add(args.name, recipe, runs, n_steps)

@@ -1,8 +1,10 @@
-"""CIFAR-10 as tensors, from its archive of plain bytes; and small colored images in its place, for tests of shapes."""
+"""CIFAR-10 as tensors, from its archive of plain bytes, or small colored images in its place; and airbench94's network (Jordan, 2024)."""
 import io
 import tarfile
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from .files import DamagedFileError, DownloadError, data_root, fetch, write_whole
 
@@ -61,3 +63,51 @@ def made_up(n, size=14, n_classes=10, seed=0):
     mix = torch.rand(n, 3, generator=generator)
     x = torch.einsum("nk,khw->nhw", mix, pattern)[:, None] * .5 + colors[y][:, :, None, None]
     return x + .3 * torch.randn(x.shape, generator=generator), y
+
+
+def same_conv(n_in, n_out):
+    "A 3×3 convolution that begins by passing its inputs on, as far as it has channels for them."
+    conv = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+    nn.init.dirac_(conv.weight[:n_in].data)
+    return conv
+
+
+def bias_norm(width):
+    "Batchnorm that learns a bias, and no weight."
+    norm = nn.BatchNorm2d(width, momentum=.4)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+class ScaledLinear(nn.Linear):
+    "A linear layer whose answers are divided by 9."
+    def forward(self, x): return super().forward(x) / 9
+
+
+def cifar_net(filters, widths=(64, 256, 256), n_classes=10):
+    "Images `[B, 3, H, W]` → logits; filters: the weights of the first layer, which is not trained."
+    first = nn.Conv2d(filters.shape[1], len(filters), filters.shape[2])
+    first.weight.data = filters
+    first.weight.requires_grad_(False)
+    layers, n_in = [first, nn.GELU()], len(filters)
+    for n_out in widths:
+        layers += [same_conv(n_in, n_out), nn.MaxPool2d(2), bias_norm(n_out), nn.GELU(), same_conv(n_out, n_out), bias_norm(n_out), nn.GELU()]
+        n_in = n_out
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), ScaledLinear(n_in, n_classes, bias=False))
+
+
+def biases_apart(model):
+    "Two groups of parameters: the biases of batchnorm, and the rest; a `splitter`."
+    biases = [module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    known = set(map(id, biases))
+    return [biases, [p for p in model.parameters() if id(p) not in known]]
+
+
+@torch.no_grad()
+def mirrored_answers(model, x, shift=1):
+    "Mean logits of an image, its mirror image, and both of these moved by a pixel, two ways."
+    padded = F.pad(x, [shift] * 4, mode="reflect")
+    moved = [padded[..., i:i + x.shape[2], i:i + x.shape[3]] for i in (0, 2 * shift)]
+    looks = [(look, .25) for look in (x, x.flip(3))]
+    looks += [(look, .125) for view in moved for look in (view, view.flip(3))]
+    return sum(weight * model.eval()(look) for look, weight in looks)
