@@ -20,8 +20,8 @@ endif
 WORKERS ?= 2
 PARALLEL = -p tools.failures -n $(WORKERS) --dist loadfile
 NBVAL = -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
-test nbval test-colab: export OMP_NUM_THREADS = 1
-test nbval test-colab: export MKL_NUM_THREADS = 1
+test nbval test-colab test-lectures: export OMP_NUM_THREADS = 1
+test nbval test-colab test-lectures: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test test-lectures nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor slides lecture
@@ -48,6 +48,11 @@ $(VENV)/.lectures: pyproject.toml constraints.txt
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,dev)
 	@touch $@ $(VENV)/.notebooks
+
+# What tests in a browser need besides; the browser is the system's Chromium.
+$(VENV)/.browser: pyproject.toml constraints.txt
+	$(call install,browser)
+	@touch $@
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab (PORT=8888, BROWSER=no on a server)
 	$(BIN)/jupyter lab --port=$(PORT) --config=tools/jupyter_server_config.py \
@@ -104,8 +109,7 @@ student: $(VENV)/.installed  ## what students get: notebooks without solutions, 
 instructor: $(VENV)/.installed  ## the same with solutions, in dist/instructor
 	$(BIN)/python tools/editions.py instructor
 
-test-lectures: $(VENV)/.lectures  ## the slides of some chapters in a browser (LECTURES="03 06", all: minutes a chapter)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,browser,lectures]"
+test-lectures: $(VENV)/.lectures $(VENV)/.installed $(VENV)/.browser  ## chapters' slides in a browser (LECTURES="03 06"; all: minutes each)
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser/test_lectures.py
 
 lecture: $(VENV)/.lectures  ## give a chapter as a lecture in JupyterLab: make lecture NB="03 06" (PORT, BROWSER=no, HOST=0.0.0.0)

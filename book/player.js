@@ -32,7 +32,7 @@ const Player = (() => {
   class Picture {
     constructor(data, images) {
       Object.assign(this, data, { images, outline: cached(data.outlines), paths: new Map(), marks: {} });
-      const [width, height] = data.size, ratio = Math.max(1, window.devicePixelRatio || 1);
+      const [width, height] = data.size, ratio = Math.max(data.sharpness || 1, window.devicePixelRatio || 1);
       this.ratio = ratio;
       this.canvas = make("canvas", { role: "img", "aria-label": data.alt, width: Math.round(width * ratio), height: Math.round(height * ratio) });
       this.canvas.style.width = `${width / 1.1}px`;
@@ -155,7 +155,7 @@ const Player = (() => {
 
   async function play(figure) {
     const name = figure.dataset.recording;
-    const data = await load(name, figure.dataset.address);
+    const data = { ...await load(name, figure.dataset.address), sharpness: figure.dataset.sharpness };
     const picture = data.size ? new Picture(data, await Promise.all(data.sheets.map(decoded))) : null;
     const words = make("p", { class: "live-words", role: "status", "aria-live": "polite" });
     const setting = () => controls.reduce((at, control) => at * control.n + control.read(), 0);

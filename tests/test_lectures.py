@@ -78,7 +78,7 @@ def test_no_solution_and_no_note_is_on_a_slide(chapter):
 def test_the_whole_chapter_runs_under_its_deck(chapter):
     "Its code stands there, all of it and in its order; the deck stops at slides and fragments only."
     name, nb, notes, slides = chapter
-    before = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    before = [re.sub(r"(?m)^#\|.*\n?", "", cell.source) for cell in nb.cells if cell.cell_type == "code"]
     made = lectures.lecture(CHAPTERS[name], nb, notes)
     assert [cell.source for cell in made.cells if cell.cell_type == "code"] == before
     kinds = [cell.metadata.slideshow.get("slide_type") for cell in made.cells]
@@ -102,6 +102,10 @@ def test_a_page_asks_for_nothing_and_its_pictures_have_alt_texts(chapter):
     _, nb, notes, slides = chapter
     page = lectures.page(nb, notes, {"reveal.js": "", "reveal.css": "", "notes.js": "", "slides.css": ""})
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    hidden = False
+    for begin, fragment in re.findall(r'(<section)|<div class="(?:cell|text|question|answer)( fragment)?"', page):
+        hidden = not begin and (hidden or bool(fragment))
+        assert bool(fragment) == hidden, "shown before the fragment that it follows"
     pictures = re.findall(r'<img alt="([^"]*)" src="data:', page)
     assert len(pictures) == sum(part.kind in ("figure", "live") for slide in slides for part in slide.parts)
     assert all(len(alt) > 20 for alt in pictures)

@@ -78,8 +78,8 @@ def live(name, png, stem):
              '<p class="live-still">A figure of words: it needs JavaScript.</p>')
     caption = f'<p>{inline(about["caption"])}</p>' if about["caption"] else ""
     way = f'Every setting, and training of your own, in the live one: <a href="{colab(stem)}">open it in Colab</a>.'
-    return (f'<figure class="live" data-recording="{name}" data-address="_static/figures/{target.name}">{still}'
-            f'<figcaption>{caption}<p class="live-note">{way}</p></figcaption></figure>')
+    return recordings.figure(name, f"_static/figures/{target.name}", still,
+                             f'{caption}<p class="live-note">{way}</p>')
 
 
 def html_output(text): return nbformat.v4.new_output("display_data", data={"text/html": text, "text/plain": ""})

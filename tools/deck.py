@@ -44,6 +44,7 @@ class Part:
     after: int = 0              # the cell of the notebook that it comes from
     exported: bool = False
     fragment: bool = False
+    leads_in: str = ""          # what is said just before: for code that would begin a slide without a word
 
 
 @dataclass
@@ -58,7 +59,10 @@ class Slide:
     def height(self): return sum(part.height for part in self.parts)
 
     @property
-    def roomy(self): return self.height < 330 and all(part.cell is None for part in self.parts)
+    def letters(self):
+        "The size of the text in pixels: the fewer words a slide has, the larger."
+        if any(part.cell is not None for part in self.parts): return 28
+        return 42 if self.height <= 180 else 34 if self.height < 330 else 28
 
 
 def plain(text): return re.sub(r"(?<!!)\[([^\]]+)\]\([^)]*(?:\([^)]*\)[^)]*)?\)", r"\1", text)
@@ -165,7 +169,15 @@ def remark(markdown):
     kind, block = next(blocks(plain(markdown)), ("", ""))
     said = [] if block.startswith("**Predict") or kind != "paragraph" else usable_from(sentences(block))
     text = opening(said, 40) if said else ""
-    return text if text[-1:] in (".", "!") else ""
+    return text if text[-1:] in (".", "!") and len(re.sub(r"`[^`]*`", "", text)) > 20 else ""
+
+
+def lead_in(markdown):
+    "The sentence that a text ends with, before code."
+    kind, block = ([("", "")] + list(blocks(plain(markdown))))[-1]
+    said = [sentence for sentence in sentences(block) if usable(sentence)] if kind == "paragraph" else []
+    text = said[-1] if said and not BACK.match(said[-1]) else " ".join(said[-2:])
+    return text if 30 < len(text) <= LONGEST and text[-1] in ".:!" else ""
 
 
 def usable_from(said):
@@ -190,7 +202,8 @@ def paragraph_parts(paragraph, is_first, index):
         if i == 0 and is_first and (rest := usable_from(said[:3])): text = opening(rest)
         elif bold or question:
             longer = f"{said[i - 1]} {sentence}"
-            fits = i and BACK.match(sentence.lstrip("*")) and len(longer) <= LONGEST and usable(said[i - 1])
+            goes_on = BACK.match(sentence.lstrip("*")) or len(sentence) < 32 or question and said[i - 1].endswith("?")
+            fits = i and goes_on and len(longer) <= LONGEST and usable(said[i - 1])
             text = longer if fits and not any(said[i - 1] in part.text for part in found) else sentence
         else: continue
         if not usable(text): continue
@@ -276,7 +289,10 @@ def lesson(nb):
                     heading, parts = match[0], []
                     if re.match(r"## (Exercise|Summary|Questionnaire)", heading): return found
                 if heading and "no-slide" not in cell.metadata.get("tags", []): parts += said_in(piece, parts, index)
-        elif heading and cell.cell_type == "code" and (part := code_part(cell, index)): parts.append(part)
+        elif heading and cell.cell_type == "code" and (part := code_part(cell, index)):
+            before = nb.cells[index - 1]
+            if part.kind == "code" and before.cell_type == "markdown": part.leads_in = lead_in(before.source)
+            parts.append(part)
     return found + ([(heading, parts)] if heading else [])
 
 
@@ -291,11 +307,23 @@ def pack(sections):
             if full:
                 before, slide = slide, Slide(heading.lstrip("# "), heading)
                 if before and goes_along(before, part): slide.parts.append(before.parts.pop())
+                elif (text := part.leads_in) and height_of(text) + part.height <= ROOM and not said_on(slides, text):
+                    slide.parts.append(Part("remark", height_of(text), text, after=part.after - 1))
                 slides.append(slide)
             part.fragment = part.cell is not None and any(other.kind == "question" for other in slide.parts)
             slide.parts.append(part)
             slide.closed = part.kind == "live" or part.text.startswith("**Predict")
-    return slides
+    headings = Counter(slide.heading for slide in slides)
+    return [slide for slide in slides if headings[slide.heading] == 1 or not all(map(says_little, slide.parts))]
+
+
+def says_little(part):
+    "Numbers without a word, a few words without a cell: alone on a slide nobody would understand them."
+    return part.kind == "result" or part.cell is None and len(part.text) < 36
+
+
+def said_on(slides, text):
+    return any(text.rstrip(":.") in part.text for slide in slides[-2:] for part in slide.parts)
 
 
 def goes_along(slide, part):

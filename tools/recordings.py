@@ -50,6 +50,12 @@ def kept(stem, notebook):
     return found["figures"] if found["hash"] == source_hash(notebook) else None
 
 
+def figure(name, address, still, below, more=""):
+    "A recorded figure as HTML: `book/player.js` puts it in the place of what stands still."
+    return (f'<figure class="live" data-recording="{name}" data-address="{address}"{more}>{still}'
+            f'<figcaption>{below}</figcaption></figure>')
+
+
 def record_here(explorer, name, explorer_of):
     "In a copy of the process: record, write the files, and end."
     code = 1

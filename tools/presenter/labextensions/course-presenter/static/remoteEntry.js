@@ -120,12 +120,12 @@
     if (opened.node.dataset.courseBegun) return moved();
     opened.node.dataset.courseBegun = "yes";
     opened.content.widgets.forEach(cell => {
-      const {source, outputs, size, live, look, roomy} = lecture(cell);
+      const {source, outputs, size, live, look, letters} = lecture(cell);
       if (source === false) cell.node.dataset.courseSource = "no";
       if (outputs === false) cell.node.dataset.courseOutputs = "no";
       if (live) cell.node.dataset.courseLive = "yes";
       if (size) cell.node.style.setProperty("--code-size", size);
-      if (roomy) cell.node.dataset.courseRoomy = "yes";
+      if (letters) cell.node.style.setProperty("--letters", letters);
       if (look) cell.node.dataset.courseLook = look;
     });
     opened.content.activeCellChanged.connect(moved);
