@@ -8,8 +8,8 @@ POWERS = lambda low, high, n: [10 ** (low + (high - low) * i / (n - 1)) for i in
 
 GRIDS = {
     "data.affine_explorer": dict(angle=13, scale=[.6, 1, 1.5], shear=[-30, 0, 30], right=[-7, 0, 7], image_quality=60),
-    "sgd.parabola_explorer": dict(lr=32, curvature=5, n_steps=[5, 20, 60, 200]),
-    "sgd.canyon_explorer": dict(lr=32, steepness=5, n_steps=[5, 20, 60, 200]),
+    "sgd.parabola_explorer": dict(lr=25, curvature=4, n_steps=[5, 20, 60, 200]),
+    "sgd.canyon_explorer": dict(lr=25, steepness=4, n_steps=[5, 20, 60, 200]),
     "sgd.digits_explorer": dict(lr=POWERS(-3, 1.5, 19)),
     "momentum.average_explorer": dict(
         beta=[*(i / 10 for i in range(10)), .93, .95, .97, .98, .99], noise=6, corrected=None),
@@ -20,7 +20,7 @@ GRIDS = {
     "adam.race_explorer": dict(landscape=None, lr=POWERS(-1.5, 1.5, 9), beta=[0, .5, .9, .99]),
     "learner.cancel_explorer": dict(exception=None, event=None),
     "callbacks.ablation_explorer": dict(lr=POWERS(-2, 1, 7), clip=None, accumulate=None),
-    "learning_rate.finder_explorer": dict(end_lr=[.1, 1, 10], num_it=[50, 100, 200], smooth=[0, .5, .9, .98]),
+    "learning_rate.finder_explorer": dict(end_lr=[.1, 1, 10], num_it=[50, 100], smooth=[0, .5, .9, .98]),
     "learning_rate.one_cycle_explorer": dict(peak=[.02, .05, .14, .4, 1], pct_start=[0, .25, .6], beta=None),
     "sweeps.SweepExplorer": dict(optimizer=None, lr=[.01, .1, 1], column=None, row=None),
     "sweeps.forest_explorer": dict(lr=POWERS(-2.5, 0, 6), n_seeds=[3, 10]),
