@@ -34,7 +34,8 @@ GRIDS = {
     "compression.compression_explorer": dict(bits=None, zeros=[0, .5, .8, .9, .94, .98], units=None),
     "scaling_out.timeline_explorer": dict(
         ranks=None, bucket_mb=[.1, 2, 25, 1000], latency_us=[50, 1000], gb_per_s=[.125, 1.25, 25]),
-    "__main__.count": dict(n=4),
+    "__main__.wave": dict(frequency=[i / 20 for i in range(1, 21)], height=None),  # at 0 it fails, as it should
+    "__main__.count": dict(n=[10, 20, 50, 100]),
 }
 
 

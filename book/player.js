@@ -178,7 +178,7 @@ const Player = (() => {
     return figure.player;
   }
 
-  // Figures wake when they come near to what is seen; all of them before printing.
+  // Figures wake when they come near to what is seen; until then, and in print, their pictures stand there.
   const start = () => {
     const wake = figure => { watch.unobserve(figure); play(figure).catch(error => { figure.classList.add("live-failed"); throw error; }); };
     const watch = new IntersectionObserver(

@@ -50,6 +50,12 @@ def kept(stem, notebook):
     return found["figures"] if found["hash"] == source_hash(notebook) else None
 
 
+def figure(name, address, still, below, more=""):
+    "A recorded figure as HTML: `book/player.js` puts it in the place of what stands still."
+    return (f'<figure class="live" data-recording="{name}" data-address="{address}"{more}>{still}'
+            f'<figcaption>{below}</figcaption></figure>')
+
+
 def record_here(explorer, name, explorer_of):
     "In a copy of the process: record, write the files, and end."
     code = 1
@@ -136,7 +142,9 @@ def main(numbers):
         if kept(path.stem, notebook) is None: waiting.append(path)
     n = len(waiting)
     while waiting or running:
-        while waiting and len(running) < workers: running[in_a_process(waiting[0])] = waiting.pop(0).stem
+        while waiting and len(running) < workers:
+            path = waiting.pop(0)
+            running[in_a_process(path)] = path.stem
         child, status, used = os.wait3(0)
         stem, seconds = running.pop(child), used.ru_utime + used.ru_stime
         busy += seconds
