@@ -20,7 +20,7 @@ GRIDS = {
     "adam.race_explorer": dict(landscape=None, lr=POWERS(-1.5, 1.5, 9), beta=[0, .5, .9, .99]),
     "learner.cancel_explorer": dict(exception=None, event=None),
     "callbacks.ablation_explorer": dict(lr=POWERS(-2, 1, 7), clip=None, accumulate=None),
-    "learning_rate.finder_explorer": dict(end_lr=[.1, 1, 10], num_it=[50, 100], smooth=[0, .5, .9, .98]),
+    "learning_rate.finder_explorer": dict(end_lr=[.1, 1, 10], num_it=[50, 100], smooth=[0, .9, .98]),
     "learning_rate.one_cycle_explorer": dict(peak=[.02, .05, .14, .4, 1], pct_start=[0, .25, .6], beta=None),
     "sweeps.SweepExplorer": dict(optimizer=None, lr=[.01, .1, 1], column=None, row=None),
     "sweeps.forest_explorer": dict(lr=POWERS(-2.5, 0, 6), n_seeds=[3, 10]),
@@ -29,11 +29,11 @@ GRIDS = {
     "transfer.head_explorer": dict(n_per_class=[1, 2, 5, 10, 30, 60], lr=POWERS(-4, 0, 5), draw=[0, 1, 2]),
     "regularization.memory_explorer": dict(noise=[0, .2, .4, .6, .8], dropout=[0, .4, .8]),
     "augmentation.batch_explorer": dict(
-        augmentation=None, strength=[.2, .4, 1], pictures_of=None, image_quality=25),
+        augmentation=None, strength=[.4, 1], pictures_of=None, image_quality=30),
     "augmentation.mix_explorer": dict(share=11, first=4, second=4),
     "compression.compression_explorer": dict(bits=None, zeros=[0, .5, .8, .9, .94, .98], units=None),
     "scaling_out.timeline_explorer": dict(
-        ranks=None, bucket_mb=[.1, 2, 25, 1000], latency_us=[50, 1000], gb_per_s=[.125, 1.25, 25]),
+        ranks=None, bucket_mb=[.1, 25, 1000], latency_us=[50, 1000], gb_per_s=[.125, 25]),
     "__main__.wave": dict(frequency=[i / 20 for i in range(1, 21)], height=None),  # at 0 it fails, as it should
     "__main__.count": dict(n=[10, 20, 50, 100]),
 }

@@ -128,6 +128,7 @@ def chapter(path, first_use):
     cells = []
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown" and i == 0: cell.source = BADGE.sub(links_on_top(stem), cell.source)
+        if cell.cell_type == "markdown": cell.source = cell.source.replace("](../book/", "](")
         cells.append(cell)
         if cell.cell_type != "code": continue
         if not cell.source.strip(): cells.pop()
@@ -263,7 +264,7 @@ def hidden_tree(documents, caption=None):
 
 
 def toctrees(stems):
-    made = [hidden_tree(["students", "instructors", "engineers", stems["00"]], "Begin")]
+    made = [hidden_tree(["students", "instructors", "engineers", stems["00"], "which_chapter"], "Begin")]
     for caption, numbers in PARTS.items():
         if documents := [stems[number] for number in numbers.split() if number in stems]:
             made.append(hidden_tree(documents, caption))
@@ -322,8 +323,8 @@ def lay_out():
     paths = sorted((ROOT / "nbs").glob("*.ipynb"))
     for path in paths: chapter(path, first.get(path.stem, {}))
     reference(names, lessons_of)
-    for path in (ROOT / "book" / "pages").glob("*.md"):
-        text = path.read_text().replace("REPOSITORY", REPOSITORY)
+    for path in [*(ROOT / "book" / "pages").glob("*.md"), ROOT / "book" / "which_chapter.md"]:
+        text = path.read_text().replace("REPOSITORY", REPOSITORY).replace("](../nbs/", "](")
         for line in re.findall(r"(?m)^LIVE \S+ \S+$", text):
             _, stem, cell = line.split()
             notebook = nbformat.read(ROOT / "nbs" / f"{stem}.ipynb", as_version=4)
