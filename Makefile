@@ -125,8 +125,9 @@ gpu: $(VENV)/.installed  ## what needs a GPU: tests marked gpu, benchmarks (GPU=
 bench: $(VENV)/.installed  ## every benchmark, a ratio table each
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
-screenshot: $(VENV)/.installed  ## the picture in README, taken by the browser test
+screenshot: $(VENV)/.installed  ## the pictures in README, taken by the browser tests (that of the book after `make book`)
 	SCREENSHOT=nbs/images/live-figure.png $(BIN)/python -m pytest tests/browser/test_browser.py
+	SCREENSHOT=nbs/images/book.png $(BIN)/python -m pytest tests/browser/test_book.py -k first_page
 
 address: $(VENV)/.installed  ## write the repository's address (URL=https://github.com/owner/name) into badges and installs
 	$(BIN)/python tools/notebooks.py address $(URL)

