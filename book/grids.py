@@ -8,13 +8,13 @@ POWERS = lambda low, high, n: [10 ** (low + (high - low) * i / (n - 1)) for i in
 
 GRIDS = {
     "data.affine_explorer": dict(angle=13, scale=[.6, 1, 1.5], shear=[-30, 0, 30], right=[-7, 0, 7], image_quality=60),
-    "sgd.parabola_explorer": dict(lr=25, curvature=4, n_steps=[5, 20, 60, 200]),
-    "sgd.canyon_explorer": dict(lr=25, steepness=4, n_steps=[5, 20, 60, 200]),
+    "sgd.parabola_explorer": dict(lr=25, curvature=3, n_steps=[5, 20, 60]),
+    "sgd.canyon_explorer": dict(lr=25, steepness=3, n_steps=[5, 60, 200]),
     "sgd.digits_explorer": dict(lr=POWERS(-3, 1.5, 19)),
     "momentum.average_explorer": dict(
         beta=[*(i / 10 for i in range(10)), .93, .95, .97, .98, .99], noise=6, corrected=None),
     "momentum.momentum_explorer": dict(
-        lr=16, beta=[0, .2, .4, .5, .6, .7, .8, .9, .95, .99], steepness=[5, 20, 50], theory=None),
+        lr=13, beta=[0, .3, .5, .7, .8, .9, .95, .99], steepness=[5, 20, 50], theory=None),
     "momentum.momentum_digits_explorer": dict(lr=POWERS(-3, .5, 8), beta=[0, .5, .9, .95, .99]),
     "rmsprop.rmsprop_explorer": dict(lr=POWERS(-3, 0, 13), alpha=[0, .5, .9, .99, .999], eps=POWERS(-8, 4, 7)),
     "adam.race_explorer": dict(landscape=None, lr=POWERS(-1.5, 1.5, 9), beta=[0, .5, .9, .99]),
