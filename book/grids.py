@@ -29,7 +29,7 @@ GRIDS = {
     "transfer.head_explorer": dict(n_per_class=[1, 2, 5, 10, 30, 60], lr=POWERS(-4, 0, 5), draw=[0, 1, 2]),
     "regularization.memory_explorer": dict(noise=[0, .2, .4, .6, .8], dropout=[0, .4, .8]),
     "augmentation.batch_explorer": dict(
-        augmentation=None, strength=[.4, 1], pictures_of=None, image_quality=30),
+        augmentation=None, strength=[.4, 1], pictures_of=None, image_quality=60),
     "augmentation.mix_explorer": dict(share=11, first=4, second=4),
     "compression.compression_explorer": dict(bits=None, zeros=[0, .5, .8, .9, .94, .98], units=None),
     "scaling_out.timeline_explorer": dict(

@@ -338,8 +338,17 @@ def lay_out():
     open_graph(SOURCE / "_static" / "open-graph.png")
 
 
+# What the theme leaves without a name: a reader who hears the page needs one.
+NAMES = {'<div id="pst-primary-sidebar"': '<div role="navigation" aria-label="The book" id="pst-primary-sidebar"',
+         '<summary><span class="toctree-toggle"': '<summary aria-label="Pages below"><span class="toctree-toggle"'}
+
+
 def finish():
-    "What Sphinx does not write: the page for lost readers, the site map."
+    "What Sphinx does not write: names for the theme's parts, the page for lost readers, the site map."
+    for path in BOOK.rglob("*.html"):
+        text = path.read_text()
+        for found, named in NAMES.items(): text = text.replace(found, named)
+        path.write_text(text)
     (BOOK / "404.html").write_text(NOT_FOUND.format(address=address()))
     (BOOK / ".nojekyll").touch()
     shutil.rmtree(BOOK / "_sources", ignore_errors=True)

@@ -69,6 +69,7 @@ def record_here(explorer, name, explorer_of):
         for old in shots.glob("*.png"): old.unlink()
         for number, png in recording.shots.items(): (shots / f"{number}.png").write_bytes(png)
         told = {"name": name, "settings": recording.settings, "words": recording.words, "note": recording.note,
+                "image_quality": options.get("quality"),
                 "alt": recording.data["alt"], "caption": explorer.caption, "bytes": len(script),
                 "seconds": round(time.process_time(), 1)}
         (FOLDER / f"{name}.json").write_text(json.dumps(told, ensure_ascii=False))

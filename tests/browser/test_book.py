@@ -80,9 +80,10 @@ def seen(page, setting):
     return image[..., :3] * image[..., 3:] / 255 + 255 - image[..., 3:]
 
 
-def difference(page, setting, png):
-    "How far a setting is from matplotlib's own picture, of 255, in the mean."
-    return np.abs(seen(page, setting) - np.asarray(Image.open(BytesIO(png)).convert("RGB"), dtype=float)).mean()
+def difference(page, setting, png, block=1):
+    "How far a setting is from matplotlib's own picture, of 255, in the mean of blocks of pixels."
+    pictures = Image.fromarray(seen(page, setting).round().astype(np.uint8)), Image.open(BytesIO(png)).convert("RGB")
+    return np.abs(np.subtract(*(np.asarray(picture.reduce(block), dtype=float) for picture in pictures))).mean()
 
 
 def milliseconds(page):
@@ -164,7 +165,8 @@ def test_each_figure_of_the_chapters(page, tmp_path, name):
     assert words_at_each_setting(page) == told["words"]
     shots = {int(path.stem): path.read_bytes() for path in (RECORDINGS / name).glob("*.png")}
     if not page.evaluate("Boolean(document.querySelector('figure').player.picture)"): return
-    differences, time = [difference(page, setting, png) for setting, png in shots.items()], milliseconds(page)
+    block = 8 if told.get("image_quality") else 1  # noise in photos is no part of a figure, and does not fit in 400 kB
+    differences, time = [difference(page, *shot, block) for shot in shots.items()], milliseconds(page)
     print(f"{name}: {len(told['words'])} settings, {len(script) // 1000} kB, "
           f"difference {max(differences):.2f}, {time:.1f} ms")
     assert len(shots) >= min(12, len(told["words"])) and max(differences) <= DIFFERENCE
@@ -179,9 +181,12 @@ def test_all_of_them_are_small_enough():
 def test_the_player_is_short(): assert len((ROOT / "book" / "player.js").read_text().splitlines()) <= 250
 
 
+@pytest.fixture(scope="module")
+def soups(): return {path: BeautifulSoup(path.read_text(), "html.parser") for path in PAGES}
+
+
 @built
-def test_every_link_and_anchor_of_the_book_leads_somewhere():
-    soups = {path: BeautifulSoup(path.read_text(), "html.parser") for path in PAGES}
+def test_every_link_and_anchor_of_the_book_leads_somewhere(soups):
     anchors = {path: {tag.get("id") or tag.get("name") for tag in soup.find_all(True)} for path, soup in soups.items()}
     kinds = [("a", "href"), ("img", "src"), ("script", "src"), ("link", "href"), ("figure", "data-address")]
     lost = []
@@ -198,9 +203,8 @@ def test_every_link_and_anchor_of_the_book_leads_somewhere():
 
 
 @built
-def test_every_picture_has_its_alt_text():
-    without = [f"{path.name}: {str(image)[:80]}" for path in PAGES
-               for image in BeautifulSoup(path.read_text(), "html.parser").find_all("img")
+def test_every_picture_has_its_alt_text(soups):
+    without = [f"{path.name}: {str(image)[:80]}" for path, soup in soups.items() for image in soup.find_all("img")
                if not (image.get("alt") or "").strip()]
     assert not without
 
@@ -291,8 +295,8 @@ def axe(tmp_path_factory):
     return path
 
 
-SOME = ["index", "02_sgd", "05_adam", "engineers", "reference/momentum", "404"]
-EVERY = SOME if "RECORDED" in os.environ else list(NAME_OF.values())
+SOME = ["index", "02_sgd", "reference/momentum"]  # a chapter takes ten seconds
+EVERY = [*SOME, "engineers", "404"] if "RECORDED" in os.environ else list(NAME_OF.values())
 
 
 @built
