@@ -22,7 +22,7 @@ GRIDS = {
     "callbacks.ablation_explorer": dict(lr=POWERS(-2, 1, 7), clip=None, accumulate=None),
     "learning_rate.finder_explorer": dict(end_lr=[.1, 1, 10], num_it=[50, 100], smooth=[0, .9, .98]),
     "learning_rate.one_cycle_explorer": dict(peak=[.02, .05, .14, .4, 1], pct_start=[0, .25, .6], beta=None),
-    "sweeps.SweepExplorer": dict(optimizer=None, lr=[.01, .1, 1], column=None, row=None),
+    "sweeps.SweepExplorer": dict(optimizer=None, lr=[.1, 1], column=None, row=None),
     "sweeps.forest_explorer": dict(lr=POWERS(-2.5, 0, 6), n_seeds=[3, 10]),
     "batchnorm.activations_explorer": dict(lr=[.001, .003, .01, .03, .1, .3, 1, 10]),
     "batchnorm.running_explorer": dict(momentum=[.01, .02, .05, .1, .2, .3, .5, .7, 1], batch_size=[2, 8, 32, 128]),
