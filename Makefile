@@ -20,8 +20,8 @@ endif
 WORKERS ?= 2
 PARALLEL = -p tools.failures -n $(WORKERS) --dist loadfile
 NBVAL = -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) --durations=8
-test nbval test-colab test-lectures: export OMP_NUM_THREADS = 1
-test nbval test-colab test-lectures: export MKL_NUM_THREADS = 1
+test nbval test-colab test-lectures book recordings test-book: export OMP_NUM_THREADS = 1
+test nbval test-colab test-lectures book recordings test-book: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test test-lectures nbval export check floors clean-notebooks run pages book recordings test-book gpu bench screenshot address test-colab student instructor slides lecture
@@ -91,7 +91,6 @@ pages: $(VENV)/.installed  ## the chapters as they are saved, as pages for a bro
 $(VENV)/.book: pyproject.toml constraints.txt
 	$(call install,book)
 	@touch $@ $(VENV)/.notebooks $(VENV)/.installed
-book recordings: export OMP_NUM_THREADS = 1
 
 book: $(VENV)/.book  ## all chapters as a book whose figures move without a kernel, in dist/book (DRAFT=--draft: no new recordings)
 	$(BIN)/python tools/book.py $(DRAFT)
@@ -99,8 +98,7 @@ book: $(VENV)/.book  ## all chapters as a book whose figures move without a kern
 recordings: $(VENV)/.book  ## record live figures for the book, of chapters that have changed (NB="02 03": of these)
 	$(BIN)/python tools/recordings.py $(NB)
 
-test-book: $(VENV)/.book  ## the built book in a browser without a network: figures, words, links, accessibility
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,browser]"
+test-book: $(VENV)/.book $(VENV)/.browser  ## the built book in a browser without a network: figures, words, links, accessibility
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/browser/test_book.py
 
 student: $(VENV)/.installed  ## what students get: notebooks without solutions, in dist/student and a zip
@@ -126,8 +124,9 @@ gpu: $(VENV)/.installed  ## what needs a GPU: tests marked gpu, benchmarks (GPU=
 bench: $(VENV)/.installed  ## every benchmark, a ratio table each
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
-screenshot: $(VENV)/.installed  ## the picture in README, taken by the browser test
+screenshot: $(VENV)/.installed  ## the pictures in README, taken by the browser tests (that of the book after `make book`)
 	SCREENSHOT=nbs/images/live-figure.png $(BIN)/python -m pytest tests/browser/test_browser.py
+	SCREENSHOT=nbs/images/book.png $(BIN)/python -m pytest tests/browser/test_book.py -k first_page
 
 address: $(VENV)/.installed  ## write the repository's address (URL=https://github.com/owner/name) into badges and installs
 	$(BIN)/python tools/notebooks.py address $(URL)

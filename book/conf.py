@@ -27,6 +27,7 @@ toc_object_entries = False
 add_module_names = python_use_unqualified_type_names = False
 
 html_theme = "sphinx_book_theme"
+html_sidebars = {"**": ["navbar-logo.html", "search-button-field.html", "sbt-sidebar-nav.html"]}  # and no place for ads
 html_title = project
 html_static_path = [str(ROOT / "dist" / "book-source" / "_static")]
 html_css_files = ["book.css"]

@@ -4,6 +4,8 @@
 const recordings = {};  // name -> what to do when its script has run
 function recorded(name, packed) { recordings[name](packed); }
 
+const WIDE = { tabindex: 0, role: "group", "aria-label": "The picture, which scrolls sideways" };
+
 const Player = (() => {
   const unpack = async packed => {
     const bytes = Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
@@ -169,7 +171,7 @@ const Player = (() => {
     reset.addEventListener("click", () => { for (const control of controls) control.write(control.start); show(); });
     const player = make("div", { class: "live-player", role: "group", "aria-label": "Live figure" },
       make("div", { class: "live-controls" }, ...controls.map(control => control.element), reset),
-      ...(picture ? [picture.canvas] : []), words);
+      ...(picture ? [make("div", { class: "live-picture", ...(innerWidth < 700 ? WIDE : {}) }, picture.canvas)] : []), words);
     show();
     figure.querySelector(".live-still").replaceWith(player);
     figure.querySelector(".live-note")?.prepend(data.note + " ");
@@ -178,7 +180,7 @@ const Player = (() => {
     return figure.player;
   }
 
-  // Figures wake when they come near to what is seen; all of them before printing.
+  // Figures wake when they come near to what is seen; until then, and in print, their pictures stand there.
   const start = () => {
     const wake = figure => { watch.unobserve(figure); play(figure).catch(error => { figure.classList.add("live-failed"); throw error; }); };
     const watch = new IntersectionObserver(

