@@ -121,7 +121,7 @@ def accuracy_on(model, part, size=1000):
 def steps_to(target, ladder, accuracies):
     """How many steps a mean accuracy takes, on the line between two rungs of a ladder of lengths.
 
-    accuracies: `[rungs][seeds]`. The first rung if it is there already, inf if no rung is.
+    accuracies: `[rungs][seeds]`. The first rung if it reaches the target already, inf if none does.
     """
     check_ladder(target, ladder, accuracies)
     means = [sum(row) / len(row) for row in accuracies]

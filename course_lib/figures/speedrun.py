@@ -30,7 +30,7 @@ def steps_figure(arms, target, n_seeds):
             means = [Paired(100 * torch.tensor(row[:n_seeds], dtype=torch.float64)) for row in arms[name]["accuracies"].values()]
             said = label_of(name.replace("one_cycle", "").strip() or "none").replace("  ", " ")
             ax.errorbar(rungs, [m.mean for m in means], yerr=[m.mean - m.low for m in means], marker=markers[i], color=colors[i], ls="-" if i == 4 else styles[i], capsize=2, elinewidth=1,
-                        **({"lw": 7, "ms": 11, "alpha": .5, "zorder": 1} if i == 4 else {}), label="neither" if said == "plain" else said)
+                        **({"lw": 7, "ms": 11, "alpha": .5, "zorder": 1} if i == 4 else {}), label="none of these" if said == "plain" else said)
         ax.axhline(100 * target, color=INK, ls="--", lw=1)
         ax.set(xscale="log", xlabel="steps (logarithmic)", title=f"{'one cycle' if cycle else 'constant rate'}; memory and channels_last on")
         ax.legend(loc="lower right", fontsize=10)
