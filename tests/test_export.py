@@ -77,7 +77,7 @@ def test_the_address_stands_in_one_place(copy):
         assert (f"github/someone/some-course/blob/main/nbs/{notebook.name}" in text
                 and "git+https://github.com/someone/some-course\"" in text.replace("\\n", "\""))
         assert "OWNER" not in text and "my.course" not in text
-        assert text.count("explorer-asleep") == text.count("In the book it moves without a kernel.</a>")
+        assert text.count("and the sliders move it.") == text.count("In the book it moves without a kernel.</a>")
         json.loads(text)
     place = "https://someone.github.io/some-course/02_sgd.html#02_sgd-3b31b02b-0"
     assert place in (copy / "nbs" / "02_sgd.ipynb").read_text()
