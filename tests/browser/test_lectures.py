@@ -108,7 +108,10 @@ def test_recorded_figures_of_a_file_move_by_key_and_by_drag_and_fit(browser, rec
         page.goto(file.as_uri(), timeout=120_000)
         page.wait_for_selector("figure.live-awake", state="attached", timeout=30_000)
         page.evaluate("""Reveal.slide(Reveal.getSlides().findIndex(slide => slide.querySelector("figure.live")))""")
-        assert page.evaluate(STICKS_OUT) == []
+        for _ in range(50):                 # the player sizes its picture once the slide is seen
+            if not page.evaluate(STICKS_OUT): break
+            page.wait_for_timeout(200)
+        assert page.evaluate(STICKS_OUT) == [], file.stem
         controls = page.locator("section.present").locator("input[type=range], select")
         assert page.locator("section.present canvas").bounding_box()["height"] > 300
         controls.first.focus()
