@@ -120,7 +120,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     at_the_end, = right.plot([], [], color=GHOST, ls="--", marker="s", ms=4, label="one message at the end")
     now, = right.plot([], [], color=COLORS["blue"], marker="D", ms=10, ls="none", label="now")
     right.set(xscale="log", xlim=(1.7, 1300), ylim=(0, 105), xlabel="ranks", ylabel="efficiency (%)")
-    right.set_xticks([2, 8, 32, 128, 512], ["2", "8", "32", "128", "512"])
+    right.set_xticks([2, 8, 32, 128, 512, 1024], ["2", "8", "32", "128", "512", "1,024"], fontsize=9)
     right.minorticks_off()
     right.legend(loc="lower left", fontsize=9, markerscale=.7)
     live = LiveFigure(fig, [*bars.values(), full, end, note, *names, overlapped, at_the_end, now],
