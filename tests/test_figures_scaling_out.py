@@ -37,6 +37,8 @@ def test_each_control_of_the_timeline_moves_what_it_should(timeline, name):
 
 def test_one_bucket_is_sent_after_backward_and_small_ones_before(timeline):
     timeline.reset()
+    assert timeline.state["bucket_mb"] == .1                         # not at the answer
+    timeline.set(bucket_mb=2)
     first = timeline.state
     timeline.set(bucket_mb=1000)
     alone = 1e3 * 2 * 31 * (50e-6 + sum(SIZES) / 32 / 1.25e9)

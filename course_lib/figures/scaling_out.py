@@ -66,7 +66,7 @@ def ring_figure(rounds):
 @styled
 def ways_figure(rows):
     """Test accuracy of each way, a row each and a panel for each number of workers. rows: (label, {workers: (mean, low, high)});
-    those that send nothing or lose much are grey."""
+    those that send nothing or lose much are grey; the first is dotted, the last dashed."""
     workers = [*rows[0][1]]
     fig = Figure(figsize=(11, 4.9))
     axes = np.atleast_1d(fig.subplots(1, len(workers), sharey=True, sharex=True))
@@ -79,9 +79,17 @@ def ways_figure(rows):
             ax.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt=marker, ms=8, capsize=3, ls="none", color=color,
                         mfc="white" if "no feedback" in label or "40 steps" in label else color)
         ax.axvline(rows[-1][1][n][0], color=GHOST, ls="--", lw=1.2, zorder=0)
-        ax.set(ylim=(len(rows) - .5, -.5), xlabel="test accuracy (%); dashed: alone", title=f"{n} workers")
+        ax.axvline(rows[0][1][n][0], color=COLORS["blue"], ls=":", lw=1.4, zorder=0)
+        ax.set(ylim=(len(rows) - .5, -.5), xlabel="test accuracy (%)", title=f"{n} workers")
         ax.set_yticks(range(len(rows)), [label for label, _ in rows])
         ax.tick_params(axis="y", length=0)
+    look = {"color": "black", "marker": "o", "ms": 8, "ls": "none"}
+    handles = [Line2D([], [], label="every 10 steps, or with feedback", **look),
+               Line2D([], [], label="every 40 steps, or without feedback", mfc="white", **look),
+               Line2D([], [], color=GHOST, ls="--", marker="", label="alone"),
+               Line2D([], [], color=COLORS["blue"], ls=":", marker="", label="all-reduce")]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10)
+    fig.get_layout_engine().set(rect=(.012, 0, .98, 1))           # so that the labels do not touch the edge
     return fig
 
 
@@ -112,7 +120,7 @@ def timeline_explorer(forward, ready, sizes, images=128):
     at_the_end, = right.plot([], [], color=GHOST, ls="--", marker="s", ms=4, label="one message at the end")
     now, = right.plot([], [], color=COLORS["blue"], marker="D", ms=10, ls="none", label="now")
     right.set(xscale="log", xlim=(1.7, 1300), ylim=(0, 105), xlabel="ranks", ylabel="efficiency (%)")
-    right.set_xticks([2, 8, 32, 128, 1024], ["2", "8", "32", "128", "1,024"])
+    right.set_xticks([2, 8, 32, 128, 512, 1024], ["2", "8", "32", "128", "512", "1,024"], fontsize=9)
     right.minorticks_off()
     right.legend(loc="lower left", fontsize=9, markerscale=.7)
     live = LiveFigure(fig, [*bars.values(), full, end, note, *names, overlapped, at_the_end, now],
@@ -149,9 +157,9 @@ def timeline_explorer(forward, ready, sizes, images=128):
     megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
     return explore(run, live, words=words,
                    caption="Live figure, a simulation: forward and backward were measured here, messages are simulated. It starts with 32 ranks, "
-                           "buckets of 2 MB, a network of 10 gigabits per second (1.25 GB/s) and a latency of 50 µs.",
+                           "buckets of 0.1 MB, a network of 10 gigabits per second (1.25 GB/s) and a latency of 50 µs.",
                    ranks=widgets.SelectionSlider(options=[(f"{n:,}", n) for n in RANKS], value=32),
-                   bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=2),
+                   bucket_mb=widgets.SelectionSlider(options=[(f"{m:g}", m) for m in megabytes[:-1]] + [("all", 1000)], value=.1),
                    latency_us=widgets.SelectionSlider(options=[1, 5, 20, 50, 200, 1000], value=50),
                    gb_per_s=widgets.SelectionSlider(options=[.125, .5, 1.25, 5, 25, 50, 200], value=1.25))
 
@@ -169,7 +177,7 @@ def memory_explorer():
     bars = {name: ax.plot([], [], lw=28, ls="-", marker="", solid_capstyle="butt", color=COLORS[color], label=label)[0]
             for (name, color), label in zip(colors.items(), ("weights", "gradients", "master weights and Adam's averages"))}
     texts = [ax.text(0, stage, "", va="center", fontsize=11, bbox=LABEL_BOX) for stage in range(4)]
-    ax.plot([80, 80], [-.45, 3.6], color=GHOST, ls="--", lw=1.5, marker="")
+    ax.plot([80, 80], [-.45, 3.6], color="black", ls="--", lw=1.5, marker="", zorder=4)
     limit = ax.text(80, 3.35, " a GPU of 80 GB", va="center", fontsize=11)
     ax.set_yticks(range(4), ["0: all on each rank", "1: optimizer split", "2: gradients, too", "3: weights, too"])
     ax.set(ylim=(3.6, -1.1), xlabel="on each rank (GB)", ylabel="stage")
@@ -192,13 +200,13 @@ def memory_explorer():
             begin = ends
         for text, total in zip(texts, totals):
             text.set_x(total + ax.get_xlim()[1] * .012)
-            text.set_text(f"{total:,.4g} GB" if total < 1000 else f"{total:,.0f} GB")
+            text.set_text(f"{total:,.1f} GB" if total >= .1 else f"{total:.2g} GB")
         fits = next((stage for stage, total in enumerate(totals) if total <= 80), None)
         return {"billions": billions, "ranks": ranks, "gigabytes": totals, "fits": fits}
 
     def words(s):
         which = "No stage fits" if s["fits"] is None else f"Stage {s['fits']} is the first that fits"
-        return (f"{s['billions']:g} billion parameters on {counted(s['ranks'], 'rank')}: {s['gigabytes'][0]:,.4g} GB each without "
+        return (f"{s['billions']:g} billion parameters on {counted(s['ranks'], 'rank')}: {s['gigabytes'][0]:,.1f} GB each without "
                 f"splitting, {s['gigabytes'][3]:,.3g} GB in stage 3. {which} into 80 GB.")
 
     return explore(run, live, words=words,
