@@ -128,6 +128,10 @@
       if (letters) cell.node.style.setProperty("--letters", letters);
       if (look) cell.node.dataset.courseLook = look;
     });
+    // JupyterLab asks the element with the focus itself before what it lies in: a menu's arrows would turn the page.
+    opened.node.addEventListener("focusin", ({target}) => {
+      if (target.closest(".jp-OutputArea-output")) target.setAttribute("data-lm-suppress-shortcuts", "true");
+    });
     opened.content.activeCellChanged.connect(moved);
     show(stops()[0]);
     await app.commands.execute("deck:start");
