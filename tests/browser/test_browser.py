@@ -402,8 +402,8 @@ def test_each_slider_of_part_four_moves_its_figure(lab, page, name):
             at_the_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemin")
             is_box = control.get_attribute("type") == "checkbox"
             page.keyboard.press("Space" if is_box else "ArrowRight" if at_the_end else "ArrowLeft")
-            playwright.expect(picture).not_to_have_attribute("src", before, timeout=15_000)
-            playwright.expect(words).not_to_have_text(said, timeout=15_000)
+            playwright.expect(picture).not_to_have_attribute("src", before, timeout=60_000)  # some train
+            playwright.expect(words).not_to_have_text(said, timeout=60_000)
         assert figure.locator(".explorer-error").inner_text() == ""
         if folder := os.environ.get("SCREENSHOTS"): page.screenshot(path=f"{folder}/{name}.png")
 
