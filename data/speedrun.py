@@ -95,14 +95,9 @@ def climb(arm, recipe, dls, settings, seeds, save):
     def train(rung):
         row = rows.setdefault(str(rung), [])
         for seed in list(seeds)[len(row):]: row.append(judged(recipe, dls, rung, seed, dls.test))
-        return mean_of(row) >= settings["target"]
     for rung in [*rows]: train(int(rung))                  # more seeds for what has been measured with fewer
     at = ladder.index(max(map(int, rows))) if rows else 3
-    there = train(ladder[at])
-    while there and at > 0 and mean_of(rows[str(ladder[at])]) >= settings["target"]:
-        at -= 1
-        if not train(ladder[at]): break
-        save()
+    train(ladder[at])
     while mean_of(rows[str(ladder[at])]) < settings["target"] and at + 1 < len(ladder):
         at += 1
         train(ladder[at])

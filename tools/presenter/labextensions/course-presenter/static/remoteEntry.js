@@ -39,15 +39,13 @@
   const go = step => { const all = stops(); show(all[here(all) + step]); };
   const toSlide = slide => show(stops().find(stop => stop.slide === slide));
 
-  // Figures take the room that the rest of the slide leaves; keys in their controls belong to these alone.
+  // Figures take the room that the rest of the slide leaves.
   function fit() {
     if (!panel || panel.isDisposed || !panel.node.classList.contains("jp-Deck")) return;
     panel.node.querySelectorAll(".jp-Notebook, .jp-WindowedPanel-outer").forEach(node => { node.scrollTop = 0; });
     const cells = panel.content.widgets.map(cell => cell.node).filter(node => node.classList.contains("jp-deck-mod-onscreen"));
     const pictures = cells.flatMap(node => [...node.querySelectorAll("img")]).filter(
       image => image.offsetParent && !(image.naturalWidth === 1 && image.naturalHeight === 1));
-    cells.forEach(node => node.querySelectorAll(".jp-OutputArea-output").forEach(
-      output => output.setAttribute("data-lm-suppress-shortcuts", "true")));
     panel.node.style.setProperty("--zoom", 1.4 * Math.min(window.innerWidth / 1280, window.innerHeight / 720));
     if (!pictures.length) return;
     const height = () => cells.reduce((sum, node) => sum + node.getBoundingClientRect().height, 0);
@@ -128,7 +126,7 @@
       if (letters) cell.node.style.setProperty("--letters", letters);
       if (look) cell.node.dataset.courseLook = look;
     });
-    // JupyterLab asks the element with the focus itself before what it lies in: a menu's arrows would turn the page.
+    // Keys in a figure's controls belong to these alone. JupyterLab asks the element with the focus before what it lies in.
     opened.node.addEventListener("focusin", ({target}) => {
       if (target.closest(".jp-OutputArea-output")) target.setAttribute("data-lm-suppress-shortcuts", "true");
     });
