@@ -17,7 +17,7 @@ def timeline(): return timeline_explorer(.014, READY, SIZES)
 @pytest.mark.parametrize("name", ["ranks", "bucket_mb", "latency_us", "gb_per_s"])
 def test_each_control_of_the_timeline_moves_what_it_should(timeline, name):
     timeline.reset()
-    efficiencies = []
+    efficiencies, said = [], set()
     for value in values_of(timeline.controls[name]):
         timeline.set(**{name: value})
         found = timeline.state
@@ -31,6 +31,8 @@ def test_each_control_of_the_timeline_moves_what_it_should(timeline, name):
         sent = 2 * (n - 1) * (latencies + sum(SIZES) / n / found["gb_per_s"] / 1e9)
         assert found["step_ms"] >= 1e3 * (READY[0] + sent) - 1e-6
         efficiencies.append(found["efficiency"])
+        said.add(timeline.words(found))
+    assert len(said) == len(efficiencies)       # also where the change is smaller than what the words round to
     if name in ("ranks", "latency_us"): assert efficiencies == sorted(efficiencies, reverse=True)
     if name == "gb_per_s": assert efficiencies == sorted(efficiencies)
 

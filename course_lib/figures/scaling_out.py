@@ -127,6 +127,10 @@ def timeline_explorer(forward, ready, sizes, images=128):
                       alt="Left: bars of forward, backward and waiting, below them the messages of a step over time, and triangles where "
                           "a bucket is full; a dashed line where the step ends. Right: efficiency by the number of ranks, with these buckets and with one message at the end.")
 
+    def setting(ranks, bucket_mb, latency_us, gb_per_s):
+        size = "one message" if bucket_mb == 1000 else f"buckets of {bucket_mb:g} MB"
+        return f"{ranks:,} ranks, {size}, {latency_us:g} µs, {gb_per_s:g} GB/s"
+
     def run(ranks, bucket_mb, latency_us, gb_per_s):
         speed = {"latency": latency_us * 1e-6, "bandwidth": gb_per_s * 1e9}
         messages, over = one_step(ready, sizes, ranks, bucket_mb * 1e6, **speed)
@@ -144,15 +148,15 @@ def timeline_explorer(forward, ready, sizes, images=128):
             line.set_data(RANKS, [100 * compute / one_step(ready, sizes, n, size, **speed)[1] for n in RANKS])
         efficiency = compute / over
         now.set_data([ranks], [100 * efficiency])
-        size = "one message" if bucket_mb == 1000 else f"buckets of {bucket_mb:g} MB"
-        note.set_text(f"{ranks:,} ranks, {size}, {latency_us:g} µs, {gb_per_s:g} GB/s: step {1e3 * over:,.0f} ms")
+        note.set_text(f"{setting(ranks, bucket_mb, latency_us, gb_per_s)}: step {1e3 * over:,.0f} ms")
         return {"ranks": ranks, "bucket_mb": bucket_mb, "latency_us": latency_us, "gb_per_s": gb_per_s, "n_messages": len(messages),
                 "compute_ms": 1e3 * compute, "step_ms": 1e3 * over, "waiting_ms": 1e3 * (over - compute), "efficiency": efficiency,
                 "images_per_s": ranks * images / over}
 
     def words(s):
-        return (f"{s['ranks']:,} ranks, {counted(s['n_messages'], 'message')} a step: {s['step_ms']:,.0f} ms, of which the ranks wait "
-                f"{s['waiting_ms']:,.0f} ms. Efficiency {s['efficiency']:.0%}, {s['images_per_s']:,.0f} images a second in all.")
+        return (f"{setting(s['ranks'], s['bucket_mb'], s['latency_us'], s['gb_per_s'])}: {counted(s['n_messages'], 'message')} "
+                f"a step of {s['step_ms']:,.0f} ms, of which the ranks wait {s['waiting_ms']:,.0f} ms. "
+                f"Efficiency {s['efficiency']:.0%}, {s['images_per_s']:,.0f} images a second in all.")
 
     megabytes = [.1, .5, 1, 2, 4, 8, 25, 1000]
     return explore(run, live, words=words,
