@@ -29,6 +29,9 @@ test nbval test-colab test-lectures book recordings test-book: export MKL_NUM_TH
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
+comma := ,
+space := $(subst ,, )
+
 # The guard of every target: runs only when pip has something to do. An environment without pip is half made.
 define install
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
@@ -53,6 +56,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.browser: pyproject.toml constraints.txt
 	$(call install,browser)
 	@touch $@
+
+# All of it by one run of pip.
+$(VENV)/.all: pyproject.toml constraints.txt
+	$(call install,$(subst $(space),$(comma),dev browser lectures book))
+	@touch $@ $(addprefix $(VENV)/.,notebooks installed browser lectures book)
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab (PORT=8888, BROWSER=no on a server)
 	$(BIN)/jupyter lab --port=$(PORT) --config=tools/jupyter_server_config.py \

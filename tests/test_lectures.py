@@ -57,6 +57,15 @@ def test_a_slide_says_what_its_chapter_says(chapter):
             for piece in re.split(r"\n+(?:\d+\. |- )?", part.text): assert squeezed(piece) in text, (slide.title, piece)
 
 
+def test_a_remark_stands_right_below_what_it_is_about(chapter):
+    "Or right above the code that it leads to."
+    for slide in chapter[3]:
+        for before, part, after in zip([None, *slide.parts], slide.parts, [*slide.parts[1:], None]):
+            if part.kind != "remark": continue
+            leads = after and after.kind == "code" and after.cell == part.after + 1
+            assert leads or before.cell == part.after - 1, (slide.title, part.text)
+
+
 def test_a_question_comes_before_its_answer(chapter):
     _, _, _, slides = chapter
     for slide in slides:
