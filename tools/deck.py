@@ -157,7 +157,7 @@ def text_parts(markdown, is_first, index):
 def formula_part(formula, found, said, index):
     "A formula with the sentence that leads to it; that one is then not kept for itself."
     rows = formula.count(r"\\") if "\\begin" in formula else 0
-    part = Part("formula", 92 + 46 * rows, formula, after=index)
+    part = Part("formula", 92 + 46 * rows + 40 * ("\\underbrace" in formula), formula, after=index)
     if said and usable(said[-1]):
         if found and found[-1].text.endswith(said[-1][:-1] + "."): found.pop()
         part.text, part.height = f"{said[-1]}\n\n{formula}", part.height + height_of(said[-1])
@@ -205,6 +205,7 @@ def paragraph_parts(paragraph, is_first, index):
             goes_on = BACK.match(sentence.lstrip("*")) or len(sentence) < 32 or question and said[i - 1].endswith("?")
             fits = i and goes_on and len(longer) <= LONGEST and usable(said[i - 1])
             text = longer if fits and not any(said[i - 1] in part.text for part in found) else sentence
+            if i == 0 and len(sentence) < 32: text = opening(said)      # a heading within the text
         else: continue
         if not usable(text): continue
         if text.endswith(":"): text = text[:-1] + "."
@@ -303,7 +304,7 @@ def pack(sections):
         slide = None
         for part in parts:
             full = slide is None or slide.closed or slide.height + part.height > ROOM
-            if part.kind == "remark" and (full or slide.parts[-1].cell != part.after - 1): continue  # on what is not shown
+            if part.kind == "remark" and (full or slide.parts[-1].cell != part.after - 1): continue  # of what is not shown
             if full:
                 before, slide = slide, Slide(heading.lstrip("# "), heading)
                 if before and goes_along(before, part): slide.parts.append(before.parts.pop())
