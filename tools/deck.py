@@ -26,7 +26,8 @@ WORTH = {"live": 9, "figure": 8, "question": 7, "formula": 7, "lead": 6, "result
 BACK = re.compile(r"(It|That|This|They|These|Those|So|But|And|Then|Both|Here|There|The same|Its|Their|Yet)\b")
 POINTS_AT_THE_PAGE = re.compile(
     r"(above|below)(?=[.,:;]|$)|(cell|code|figure|line|loop|picture|table|version)s? (above|below)|further down|"
-    r"\b[Hh]ere (they|it) (is|are)|\bhelp here\.|\bBelow (is|are|you)|(this|next) cell|top of the page|for a page|on this page")
+    r"\b[Hh]ere (they|it) (is|are)|\bhelp here\.|\bBelow (is|are|you)|(this|next) cell|"
+    r"top of the page|for a page|on this page")
 ASIDE = re.compile(r"\s*(assert|test_\w+\(|torch\.testing|print\(|f?\"|for .*: test_|fig\b|ax\w*\b|plt\.|show\w*\(|"
                    r"with pytest)")
 
@@ -304,7 +305,7 @@ def pack(sections):
         slide = None
         for part in parts:
             full = slide is None or slide.closed or slide.height + part.height > ROOM
-            if part.kind == "remark" and (full or slide.parts[-1].cell != part.after - 1): continue  # of what is not shown
+            if part.kind == "remark" and (full or slide.parts[-1].cell != part.after - 1): continue  # what is it about?
             if full:
                 before, slide = slide, Slide(heading.lstrip("# "), heading)
                 if before and goes_along(before, part): slide.parts.append(before.parts.pop())
