@@ -165,7 +165,8 @@ ACTIVE = "jupyterapp.shell.currentWidget.content.activeCellIndex"
 # Boxes of what is seen: pictures and formulas have invisible parts of their own.
 SPILLS = """() => {
     const found = [], seen = ".jp-RenderedMarkdown, .jp-RenderedMarkdown > *, pre, .cm-line, .live-figure, "
-                           + "mjx-container > :first-child, .jp-RenderedHTML > img, .noUi-handle, .widget-readout, button, select, .explorer-words";
+                           + "mjx-container > :first-child, .jp-RenderedHTML > img, .noUi-handle, .widget-readout, "
+                           + "button, select, .explorer-words";
     for (const cell of document.querySelectorAll(".jp-deck-mod-onscreen"))
         for (const part of [cell, ...cell.querySelectorAll(seen)]) {
             const box = part.getBoundingClientRect();
