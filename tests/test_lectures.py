@@ -48,6 +48,12 @@ def test_no_slide_is_empty_or_fuller_than_it_can_be(chapter):
         assert slide.height <= deck.ROOM or len(slide.parts) == 1 and slide.height <= deck.ROOM + 60, slide.title
 
 
+def test_what_is_printed_below_a_figure_has_room_there(chapter):
+    _, nb, _, slides = chapter
+    figures = [part.cell for slide in slides for part in slide.parts if part.kind == "figure"]
+    assert [i for i in figures if deck.result_height(nb.cells[i]) is None] == []    # print it in a cell of its own
+
+
 def test_a_slide_says_what_its_chapter_says(chapter):
     _, nb, _, slides = chapter
     text = squeezed("\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown"))
