@@ -340,7 +340,8 @@ def lay_out():
 
 # What the theme leaves without a name: a reader who hears the page needs one.
 NAMES = {'<div id="pst-primary-sidebar"': '<div role="navigation" aria-label="The book" id="pst-primary-sidebar"',
-         '<summary><span class="toctree-toggle"': '<summary aria-label="Pages below"><span class="toctree-toggle"'}
+         '<summary><span class="toctree-toggle"': '<summary aria-label="Pages below"><span class="toctree-toggle"',
+         '<th class="head"><p></p></th>': "<td></td>"}    # the corner of a table heads nothing
 
 
 def finish():

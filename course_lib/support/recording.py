@@ -24,7 +24,7 @@ from PIL import Image
 
 UNIT = 8  # the smallest length is an eighth of a pixel: all numbers are whole
 CAPS = {"butt": "butt", "round": "round", "projecting": "square"}
-AROUND = 32  # pixels around the picture where lines still go on
+AROUND = 32  # pixels around the picture where markers still count
 COMMANDS = {Path.MOVETO: "m", Path.LINETO: "l", Path.CURVE3: "q", Path.CURVE4: "c"}
 TO_16 = [[0x10000, 0], [0, 0x10000]]  # FreeType's identity
 
@@ -131,7 +131,7 @@ class Recorder(RendererAgg):
         hatch, filled = gc.get_hatch_path(), rgbFace is not None
         thick = self.points_to_pixels(gc.get_linewidth()) if css(gc.get_rgb()) else 0
         simplify, whole = path.should_simplify and not filled and hatch is None, filled or hatch is not None
-        size = (-AROUND, -AROUND, self.width + AROUND, self.height + AROUND)
+        size = (0, 0, self.width, self.height)  # where Agg cuts lines, and begins their dashes anew
         shape = path.cleaned(transform + self.flip, remove_nans=True, clip=None if whole else size, simplify=simplify,
                              snap=gc.get_snap(), stroke_width=thick, sketch=gc.get_sketch_params())
         d, style = outline(shape), self.style(gc, rgbFace)

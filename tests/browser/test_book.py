@@ -16,7 +16,10 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
 from PIL import Image
+
+from course_lib.support.live import LiveFigure, explore
 
 playwright = pytest.importorskip("playwright.sync_api")
 from test_browser import CHROMIUM, FLAGS  # noqa: E402
@@ -80,10 +83,12 @@ def seen(page, setting):
     return image[..., :3] * image[..., 3:] / 255 + 255 - image[..., 3:]
 
 
-def difference(page, setting, png, block=1):
-    "How far a setting is from matplotlib's own picture, of 255, in the mean of blocks of pixels."
+def difference(page, setting, png, photos=False):
+    """How far a setting is from matplotlib's own picture, of 255. Of photos, whose noise would not fit in 400 kB, WebP
+    keeps neither each pixel nor all colors: they are compared in grey, by the means of 8 × 8 pixels."""
     pictures = Image.fromarray(seen(page, setting).round().astype(np.uint8)), Image.open(BytesIO(png)).convert("RGB")
-    return np.abs(np.subtract(*(np.asarray(picture.reduce(block), dtype=float) for picture in pictures))).mean()
+    if photos: pictures = [picture.convert("L").reduce(8) for picture in pictures]
+    return np.abs(np.subtract(*(np.asarray(picture, dtype=float) for picture in pictures))).mean()
 
 
 def milliseconds(page):
@@ -127,6 +132,22 @@ def test_it_looks_and_says_as_in_python(page, tmp_path, every_kind):
     assert np.abs(seen(page, 0) - seen(page, 11)).mean() > 1, "a blank would look the same everywhere"
 
 
+def test_dashes_begin_anew_where_a_line_comes_back_into_the_picture(page, tmp_path):
+    fig = Figure(figsize=(5, 3))
+    ax = fig.add_axes((0, 0, 1, 1), ylim=(0, 1), xlim=(0, 120))
+    line, = ax.plot([], [], "--", lw=2)
+    live = LiveFigure(fig, [line], alt="A line that leaves the picture.")
+
+    def f(height):
+        line.set_data(range(120), [(.3 + .02 * (i % 7)) if i % 3 else height + i / 9 for i in range(120)])
+        live.invalidate()
+        return {"height": height}
+
+    recording = explore(f, live, height=(2, 3)).record()
+    opened(page, tmp_path, "dashes", recording.script("dashes"))
+    assert max(difference(page, *shot) for shot in recording.shots.items()) <= DIFFERENCE
+
+
 def test_mouse_touch_and_keys_move_it(page, tmp_path, every_kind):
     opened(page, tmp_path, "moves", every_kind.script("moves"))
     words, slider = page.locator(".live-words"), page.locator("input[type=range]")
@@ -165,8 +186,8 @@ def test_each_figure_of_the_chapters(page, tmp_path, name):
     assert words_at_each_setting(page) == told["words"]
     shots = {int(path.stem): path.read_bytes() for path in (RECORDINGS / name).glob("*.png")}
     if not page.evaluate("Boolean(document.querySelector('figure').player.picture)"): return
-    block = 8 if told.get("image_quality") else 1  # noise in photos is no part of a figure, and does not fit in 400 kB
-    differences, time = [difference(page, *shot, block) for shot in shots.items()], milliseconds(page)
+    photos = bool(told.get("image_quality"))
+    differences, time = [difference(page, *shot, photos) for shot in shots.items()], milliseconds(page)
     print(f"{name}: {len(told['words'])} settings, {len(script) // 1000} kB, "
           f"difference {max(differences):.2f}, {time:.1f} ms")
     assert len(shots) >= min(12, len(told["words"])) and max(differences) <= DIFFERENCE
