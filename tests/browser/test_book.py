@@ -321,6 +321,20 @@ EVERY = [*SOME, "engineers", "404"] if "RECORDED" in os.environ else list(NAME_O
 
 
 @built
+def test_on_paper_no_line_of_code_is_cut(page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 900})       # about what a sheet of A4 is wide between its margins
+    try:
+        page.goto((BOOK / "02_sgd.html").as_uri())
+        cut = page.evaluate("""[...document.querySelectorAll("pre")]
+                                   .filter(pre => pre.scrollWidth > pre.clientWidth + 1).length""")
+    finally:
+        page.emulate_media(media="screen")
+        page.set_viewport_size({"width": 1280, "height": 900})
+    assert cut == 0
+
+
+@built
 @pytest.mark.parametrize("scheme, width, name", [
     *(("light", 1280, name) for name in EVERY), *(("dark", 1280, name) for name in SOME),
     *(("light", 390, name) for name in SOME)])
