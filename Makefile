@@ -29,9 +29,6 @@ test nbval test-colab test-lectures book recordings test-book: export MKL_NUM_TH
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-comma := ,
-space := $(subst ,, )
-
 # The guard of every target: runs only when pip has something to do. An environment without pip is half made.
 define install
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
@@ -58,8 +55,9 @@ $(VENV)/.browser: pyproject.toml constraints.txt
 	@touch $@
 
 # All of it by one run of pip.
+ALL = dev,browser,lectures,book
 $(VENV)/.all: pyproject.toml constraints.txt
-	$(call install,$(subst $(space),$(comma),dev browser lectures book))
+	$(call install,$(ALL))
 	@touch $@ $(addprefix $(VENV)/.,notebooks installed browser lectures book)
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab (PORT=8888, BROWSER=no on a server)

@@ -275,7 +275,7 @@ def code_part(cell, index):
 def said_in(markdown, before, index):
     "What stays of a text, after those parts of its section."
     new = text_parts(markdown, not before, index)
-    if before and before[-1].kind in ("figure", "result", "code") and (text := remark(markdown)):
+    if before and (text := remark(markdown)):       # `pack` keeps it only right below a cell
         if not any(text in part.text for part in new): new.insert(0, Part("remark", height_of(text), text, after=index))
     return new
 

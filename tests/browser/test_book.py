@@ -4,6 +4,7 @@ RECORDED="02 03 05": a draft of the book, in which these chapters' figures move;
 SCREENSHOT=PATH: take the picture that README shows.
 """
 import base64
+import contextlib
 import html
 import json
 import os
@@ -51,6 +52,17 @@ def page():
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         yield page
         browser.close()
+
+
+@contextlib.contextmanager
+def seen_with(page, width, height=900, **media):
+    "A window of this size, on paper or in another color scheme; then the page is as before."
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(**media)
+    try: yield
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.emulate_media(media="screen", color_scheme="light")
 
 
 @pytest.fixture(autouse=True)
@@ -271,8 +283,7 @@ def test_each_control_of_a_page_moves_by_key_and_by_touch(page, name):
         assert len(seen) > 1, "nothing moved"
         figure.get_by_role("button", name="Reset").press("Enter")
         assert figure.evaluate(state) in seen
-    page.set_viewport_size({"width": 390, "height": 844})
-    try:
+    with seen_with(page, 390, 844):
         for figure in awake(page, name):
             for control in figure.locator("label input").all():
                 before, box = control.evaluate(value), control.bounding_box()
@@ -284,7 +295,6 @@ def test_each_control_of_a_page_moves_by_key_and_by_touch(page, name):
             assert all(0 <= box["x"] and box["x"] + box["width"] <= 390 for box in
                        (element.bounding_box() for element in figure.locator(".live-picture, label, button").all()))
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
-    finally: page.set_viewport_size({"width": 1280, "height": 900})
 
 
 @built
@@ -322,15 +332,10 @@ EVERY = [*SOME, "engineers", "404"] if "RECORDED" in os.environ else list(NAME_O
 
 @built
 def test_on_paper_no_line_of_code_is_cut(page):
-    page.emulate_media(media="print")
-    page.set_viewport_size({"width": 680, "height": 900})       # about what a sheet of A4 is wide between its margins
-    try:
+    with seen_with(page, 680, media="print"):       # about what a sheet of A4 is wide between its margins
         page.goto((BOOK / "02_sgd.html").as_uri())
         cut = page.evaluate("""[...document.querySelectorAll("pre")]
                                    .filter(pre => pre.scrollWidth > pre.clientWidth + 1).length""")
-    finally:
-        page.emulate_media(media="screen")
-        page.set_viewport_size({"width": 1280, "height": 900})
     assert cut == 0
 
 
@@ -339,15 +344,10 @@ def test_on_paper_no_line_of_code_is_cut(page):
     *(("light", 1280, name) for name in EVERY), *(("dark", 1280, name) for name in SOME),
     *(("light", 390, name) for name in SOME)])
 def test_axe_finds_nothing(page, axe, scheme, width, name):
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": width, "height": 900})
-    try:
+    with seen_with(page, width, color_scheme=scheme):
         awake(page, name)
         page.evaluate("async () => { await window.MathJax?.startup?.promise }")
         page.add_script_tag(path=axe)
         found = page.evaluate("""async () => (await axe.run(document)).violations.map(
             found => `${found.id}: ${found.nodes.slice(0, 3).map(node => node.html.slice(0, 120)).join(" | ")}`)""")
-    finally:
-        page.emulate_media(color_scheme="light")
-        page.set_viewport_size({"width": 1280, "height": 900})
     assert not found
